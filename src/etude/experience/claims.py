@@ -6,7 +6,7 @@ Nothing here runs anything; `lab/` does. A claim is fixed before its seeds are r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from json import dumps
 from typing import Any, Literal
@@ -24,22 +24,23 @@ class BaseRecipe:
     """
 
     world: str
-    options: Mapping[str, Any] = NOTHING  # of the world
+    options: Mapping[str, Any] = field(default_factory=lambda: NOTHING)  # of the world
     styles: Mapping[str, float] = field(default_factory=lambda: {"plain": 1.0})
     noise: float = 0.0
     faults: tuple[str, ...] = ()
     policy: str = "tiny"
-    shape: Mapping[str, int] = NOTHING  # width, depth, ... where they differ from the zoo's
+    shape: Mapping[str, int] = field(default_factory=lambda: NOTHING)  # where it differs from the zoo
     until: tuple[float, float] = (0.15, 0.40)
     batch: int = 64  # demonstrations a step
     lr: float = 1e-3
     max_steps: int = 4000
     check_every: int = 50  # steps between two looks at pass@1
     check_problems: int = 128
+    max_tokens: int = 64  # longest answer when pass@1 is looked at
 
     def digest(self, seed: int) -> str:
         """The cache key: everything that decides the weights."""
-        return blake2b(dumps([asdict(self), seed], sort_keys=True, default=dict).encode(), digest_size=10).hexdigest()
+        return blake2b(dumps([vars(self), seed], sort_keys=True, default=dict).encode(), digest_size=10).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Arm:
 
     name: str
     method: str
-    options: Mapping[str, Any] = NOTHING
+    options: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     world: str | None = None  # None: the claim's
     role: Literal["method", "baseline", "ablation", "control"] = "method"
 
@@ -84,7 +85,7 @@ class Claim:
     base: BaseRecipe
     arms: tuple[Arm, ...]
     endpoints: tuple[Endpoint, ...]
-    equal: Mapping[str, float] = NOTHING
+    equal: Mapping[str, float] = field(default_factory=lambda: NOTHING)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     grid: tuple[float, ...] = (3e-4, 1e-3)
     tuning_seeds: tuple[int, ...] = (1000,)

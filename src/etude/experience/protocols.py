@@ -164,6 +164,11 @@ class Outputs(Protocol):
         chunk and concatenates. Never more than one chunk of logits is alive, forward or backward."""
         ...
 
+    def logits(self, part: slice) -> Tensor:
+        """f32[n, V]: the logits of some actions. The caller keeps no more than one chunk alive; a
+        loss that compares two policies calls this on one inside `map_logits` of the other."""
+        ...
+
 
 class Policy(Protocol):
     """What acts and learns. Only the policy family knows how to give `logp` for an action."""
@@ -270,7 +275,10 @@ class Loss:
 class Objective(Protocol):
     """Two halves: `prepare` may draw, search or run frozen forwards; `loss` is pure."""
 
-    needs: frozenset[str]  # of the forward pass: logp, entropy, logits, hidden, values
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the forward pass must compute: logp, entropy, logits, hidden, values."""
+        ...
 
     def prepare(self, policy: Policy, batch: Batch, keys: Keys) -> Batch: ...
     def loss(self, out: Outputs, batch: Batch) -> Loss: ...

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.experience.types import RAW, Author, Call, Ids, Law, Trajectory
+from etude.experience.types import RAW, Author, Call, Floats, Ids, Law, Trajectory
 
 # Per-action columns every row has, with their types.
 COLUMNS: dict[str, type] = {
@@ -72,7 +72,10 @@ def rows(trajectory: Trajectory, agent: str | None = None, **info: float | str) 
 
 
 def example(
-    context: Sequence[int], out: Sequence[int], weight: Sequence[float] | None = None, **info: float | str
+    context: Sequence[int] | Ids,
+    out: Sequence[int] | Ids,
+    weight: Sequence[float] | Floats | None = None,
+    **info: float | str,
 ) -> Row:
     """A demonstrated row: `out` is to be learnt after `context`.
 

@@ -46,8 +46,8 @@ class Problem:
     answer: str | None = None
     category: str = ""
     difficulty: float | None = None
-    options: Mapping[str, Any] = NOTHING
-    meta: Mapping[str, Any] = NOTHING
+    options: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    meta: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
 
 
 class Author(IntEnum):
@@ -103,7 +103,7 @@ class Call:
     law: Law = RAW
     weight: Floats | None = None  # None: 1 for SELF tokens, 0 for the rest
     stop: str = "stop"  # "stop" | "length" | "hook" | "context"
-    tags: Mapping[str, Any] = NOTHING
+    tags: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     pos: Ids | None = None
     branch: Ids | None = None
 
@@ -122,7 +122,7 @@ class Call:
         return (self.author == Author.SELF).astype(np.float32)
 
 
-def given_call(agent: str, context: Sequence[int], out: Sequence[int], **kwargs: Any) -> Call:
+def given_call(agent: str, context: Sequence[int] | Ids, out: Sequence[int] | Ids, **kwargs: Any) -> Call:
     """A call whose output was demonstrated, not sampled: SELF tokens without log-probabilities."""
     n = len(out)
     nan = np.full(n, np.nan, np.float32)
@@ -161,7 +161,7 @@ class Outcome:
     reward: float
     correct: bool | None = None
     parsed: str | None = None
-    parts: Mapping[str, float] = NOTHING
+    parts: Mapping[str, float] = field(default_factory=lambda: NOTHING)
     per_call: tuple[float, ...] | None = None
 
 
@@ -180,7 +180,7 @@ class Trajectory:
     parent: tuple[Trajectory, int, int] | None = None
     member: int = 0
     text: str = ""  # what a verifier reads: the final answer, decoded once
-    tags: Mapping[str, Any] = NOTHING
+    tags: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
 
     @property
     def reward(self) -> float:

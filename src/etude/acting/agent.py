@@ -1,0 +1,55 @@
+"""A policy that others may use: the engine with a name, a law and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from etude.acting.engine import generate
+from etude.acting.hooks import Hook
+from etude.acting.wave import Processor
+from etude.experience.keys import Keys
+from etude.experience.meter import Meter
+from etude.experience.protocols import Limits, Policy
+from etude.experience.types import RAW, Call, Ids, Law
+
+
+class PolicyAgent:
+    """Fulfils `experience.protocols.Agent`. Holds no state of its own; `meter` is charged."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        name: str = "actor",
+        law: Law = RAW,
+        limits: Limits | None = None,
+        meter: Meter | None = None,
+        hooks: Sequence[Hook] = (),
+        processors: Sequence[Processor] = (),
+        max_rows: int = 256,
+    ) -> None:
+        self.policy, self.name, self.tokenizer, self.limit = policy, name, policy.tokenizer, policy.limit
+        self.law, self.limits, self.meter = law, limits or Limits(), meter
+        self.hooks, self.processors, self.max_rows = tuple(hooks), tuple(processors), max_rows
+
+    def generate(
+        self,
+        contexts: Sequence[Ids],
+        keys: Sequence[Keys],
+        limits: Limits | None = None,
+        law: Law | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> list[Call]:
+        """Continues each context; see `engine.generate`. The agent's own limits and law hold where
+        none are given, and its own hooks are asked before `hooks`."""
+        return generate(
+            self.policy,
+            contexts,
+            keys,
+            limits or self.limits,
+            law or self.law,
+            (*self.hooks, *hooks),
+            self.processors,
+            self.meter,
+            self.name,
+            self.max_rows,
+        )

@@ -1,0 +1,69 @@
+"""The command `etude`. Commands are loaded when they are used, so help and lists answer at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from etude.experience.errors import UserError, unknown
+
+# name: (module, arguments, summary)
+COMMANDS = {
+    "list": ("catalogue", "[--worlds | --policies | --parts] [--json]", "methods by family, or what they run on"),
+    "show": ("catalogue", "METHOD [--json]", "one method: its source, equations, options"),
+    "train": ("training", "METHOD [--world W] [--policy P] ...", "learn; `etude train METHOD --help` shows its options"),
+    "resume": ("training", "RUN", "go on with a run that was cut"),
+    "eval": ("using", "POLICY --world W", "held-out accuracy with its interval"),
+    "chat": ("using", "POLICY", "talk to a policy"),
+    "export": ("using", "RUN PATH", "a Hugging Face folder, or the run's log as .parquet or .jsonl"),
+    "doctor": ("doctor", "[--json]", "what is installed, what is missing, how fast this machine is"),
+    "completion": ("completion", "bash | zsh", "a script that completes commands in a shell"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0, 2 for bad input, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"etude {version('etude')}")
+        return 0
+    name, rest = words[0], words[1:]
+    try:
+        if name not in COMMANDS:
+            raise unknown("command", name, COMMANDS)
+        module = import_module(f"etude.app.{COMMANDS[name][0]}")
+        getattr(module, name if name != "list" else "list_")(rest)
+        return 0
+    except UserError as error:
+        print(f"etude: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("etude: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone, as `| head` does.
+        sys.stderr.close()
+        return 0
+
+
+def usage() -> str:
+    """The text of `etude --help`."""
+    width = max(len(f"{n} {a}") for n, (_, a, _) in COMMANDS.items() if len(a) < 30)
+    lines = ["etude: models that learn from their own experience", "", "usage: etude COMMAND ...", ""]
+    for name, (_, arguments, summary) in COMMANDS.items():
+        head = f"{name} {arguments}"
+        if len(head) > width:
+            lines += [f"  {head}", f"  {'':{width}}  {summary}"]
+        else:
+            lines.append(f"  {head:{width}}  {summary}")
+    return "\n".join([*lines, "", "`etude COMMAND --help` says more about one."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

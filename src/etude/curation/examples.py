@@ -1,0 +1,138 @@
+"""Fixed training data: rows with their links, drawn in epochs.
+
+What a step gets is a pure function of the seed and the step, so there is no position to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from etude.experience.batch import Batch, Link, pack
+from etude.experience.errors import UserError
+from etude.experience.keys import Keys
+from etude.experience.rows import Row, example
+from etude.experience.types import Group, Law, Prompt, Trajectory
+from etude.experience.protocols import Tokenizer
+from etude.experience.rows import rows as rows_of
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows and the links between them. Linked rows are drawn together."""
+
+    rows: Sequence[Row]
+    links: Sequence[Link] = ()
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise UserError("there is nothing to train on: 0 examples")
+
+    def units(self) -> list[tuple[int, ...]]:
+        """What is drawn as one: the rows of each link, and every row that stands alone."""
+        linked = {r for link in self.links for r in link.rows}
+        return [link.rows for link in self.links] + [(r,) for r in range(len(self.rows)) if r not in linked]
+
+    def draw(self, step: int, size: int, keys: Keys) -> Batch:
+        """The batch of `size` units of a step: an epoch is a keyed shuffle of all units, and a batch
+        that reaches its end goes on in the next."""
+        units = self.units()
+        links = {link.rows: link for link in self.links}
+        picked: list[tuple[int, ...]] = []
+        for position in range(step * size, (step + 1) * size):
+            epoch, offset = divmod(position, len(units))
+            if not picked or offset == 0:
+                order = keys.at("epoch", epoch).numpy().permutation(len(units))
+            picked.append(units[order[offset]])
+        rows: list[Row] = []
+        drawn: list[Link] = []
+        for unit in picked:
+            at = tuple(range(len(rows), len(rows) + len(unit)))
+            rows += [self.rows[r] for r in unit]
+            if unit in links:
+                drawn.append(replace(links[unit], rows=at))
+        return pack(rows, drawn)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A tree of arrays, numbers and strings, for a checkpoint or a stage's result."""
+        return {
+            "rows": [
+                {
+                    "ids": r.ids,
+                    "at": r.at,
+                    "columns": dict(r.columns),
+                    "laws": [[w.temperature, w.top_k, w.top_p, w.min_p, list(w.tilt)] for w in r.laws],
+                    "info": dict(r.info),
+                    "pos": r.pos,
+                    "branch": r.branch,
+                }
+                for r in self.rows
+            ],
+            "links": [[link.kind, list(link.rows), list(link.roles)] for link in self.links],
+        }
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> Examples:
+        """What `state_dict` gave, as examples again."""
+        rows = [
+            Row(
+                r["ids"],
+                r["at"],
+                r["columns"],
+                tuple(Law(t, k, p, m, tuple(tilt)) for t, k, p, m, tilt in r["laws"]),
+                r["info"],
+                r["pos"],
+                r["branch"],
+            )
+            for r in state["rows"]
+        ]
+        return Examples(rows, [Link(kind, tuple(rows_), tuple(roles)) for kind, rows_, roles in state["links"]])
+
+
+def completion(tokenizer: Tokenizer, prompt: Prompt, text: str, limit: int, **info: float | str) -> Row:
+    """The row that teaches `text` as the answer to `prompt`. Raises UserError if it is longer
+    than `limit` tokens."""
+    row = example(tokenizer.prompt(prompt), tokenizer.completion(text), **info)
+    if len(row) > limit:
+        raise UserError(f"an example of {len(row)} tokens is longer than the policy's context of {limit}: {prompt!r:.60}")
+    return row
+
+
+def pack_groups(groups: Sequence[Group], agent: str | None = None) -> Batch:
+    """The batch of all members of all groups.
+
+    Row columns: `group` and `trajectory` (both counted in this order; several rows may belong to one
+    trajectory), `member`, `reward`, `correct` (nan where the verifier has no word). Raises
+    ValueError if no member has an action.
+    """
+    rows: list[Row] = []
+    index = 0
+    for g, group in enumerate(groups):
+        for member in group.members:
+            correct = member.outcome.correct if member.outcome else None
+            rows += rows_of(
+                member,
+                agent,
+                group=float(g),
+                trajectory=float(index),
+                member=float(member.member),
+                reward=member.reward,
+                correct=np.nan if correct is None else float(correct),
+            )
+            index += 1
+    return pack(rows)
+
+
+def demonstration(trajectory: Trajectory, agent: str | None = None) -> list[Row]:
+    """The rows that teach what `agent` did in `trajectory`, as it did it."""
+    return rows_of(trajectory, agent, reward=trajectory.reward)
+
+
+def pairs(chosen: Sequence[Row], rejected: Sequence[Row]) -> Examples:
+    """Preference pairs: row i of `chosen` is preferred to row i of `rejected`."""
+    rows = [row for both in zip(chosen, rejected, strict=True) for row in both]
+    links = [Link("pair", (i, i + 1), ("chosen", "rejected")) for i in range(0, len(rows), 2)]
+    return Examples(rows, links)

@@ -1,0 +1,123 @@
+"""`group_rl`: the preset of `on_policy` for groups of sampled answers and a verifier.
+
+Which curriculum, acting strategy, selector, credit and objective it uses are names of registered plugs;
+the composition is checked before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from etude.experience.batch import By
+from etude.experience.errors import UserError
+from etude.experience.plugs import Kind, Plug, check, plug, register
+from etude.experience.protocols import Limits
+from etude.experience.types import Group
+from etude.learning.learner import Optim, Seat
+from etude.learning.loops import on_policy
+from etude.learning.setting import Setting
+
+SLOTS: tuple[Kind, ...] = ("curriculum", "acting", "reward", "selector", "credit", "objective")
+
+
+@dataclass(frozen=True)
+class GroupRL:
+    """Reinforcement learning from groups of answers to the same problem."""
+
+    steps: int = 200  # rounds of drawing, acting and updating
+    problems: int = 16  # P, groups that every step trains on
+    members: int = 8  # G, answers to each problem
+    epochs: int = 1  # passes over what a step collected
+    minibatches: int = 1  # updates in one pass
+    normalise: By = "token"  # what the loss is a mean over
+    constant: float | None = None  # the divisor where normalise is "constant"
+    max_draws: int = 1  # groups drawn at most, as a multiple of `problems`, while some are not selected
+    curriculum: str = "uniform"
+    act: str = "sample"
+    reward: str = "outcome"
+    selector: str = "all"
+    credit: str = "grpo"
+    objective: str = "grpo"
+    optim: Optim = field(default_factory=lambda: Optim(lr=1e-3))
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "problems", "members", "epochs", "minibatches", "max_draws"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.normalise not in get_args(By):
+            raise UserError(f"normalise must be one of {', '.join(get_args(By))}, not {self.normalise!r}")
+        if (self.normalise == "constant") != (self.constant is not None):
+            raise UserError("constant is needed with normalise=constant, and only then")
+
+    def options(self) -> Mapping[tuple[Kind, str], Mapping[str, Any]]:
+        """What plugs are built with, where it is not their defaults."""
+        return {}
+
+
+def compose(config: GroupRL, law_raw: bool) -> dict[Kind, Plug]:
+    """The plugs a config names, checked against one another. Raises UserError in one line."""
+    named = {
+        "curriculum": config.curriculum,
+        "acting": config.act,
+        "reward": config.reward,
+        "selector": config.selector,
+        "credit": config.credit,
+        "objective": config.objective,
+    }
+    plugs = {kind: plug(kind, named[kind]) for kind in SLOTS}
+    check(list(plugs.values()), law_raw=law_raw)
+    return plugs
+
+
+def group_rl(s: Setting, config: GroupRL) -> None:
+    """Runs it."""
+    plugs = compose(config, s.law.raw)
+    options = config.options()
+
+    def build(kind: Kind, **more: Any) -> Any:
+        p = plugs[kind]
+        return p.build(**options.get((kind, p.name), {}), **more)
+
+    on_policy(
+        s.run,
+        Seat(s.policy, config.optim, config.steps * config.epochs * config.minibatches),
+        s.roles(),
+        steps=config.steps,
+        curriculum=build("curriculum", world=s.world),
+        act=build("acting"),
+        score=s.score,
+        shape=build("reward", limits=s.limits),
+        select=build("selector"),
+        credit=build("credit"),
+        objective=build("objective"),
+        problems=config.problems,
+        members=config.members,
+        max_draws=config.max_draws,
+        by=config.normalise,
+        constant=config.constant,
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        watch=s.watch,
+    )
+
+
+@register("reward", "outcome")
+def outcome(limits: Limits) -> None:
+    """The world's outcome as it is."""
+
+
+@register("selector", "all", gives={"tied"})
+def everything() -> None:
+    """Every drawn group is trained on, also those whose members all got the same reward."""
+
+
+@register("selector", "mixed")
+class Mixed:
+    """Only groups in which some members are right and some wrong (dynamic sampling of DAPO, arXiv
+    2503.14476, eq. 11)."""
+
+    def __call__(self, group: Group) -> bool:
+        return 0.0 < group.solved < 1.0
+

@@ -1,0 +1,160 @@
+"""The learner: one optimiser step on several weighted terms; nothing else.
+
+Gradients are accumulated over micro-batches that never split a link. Loss weights were normalised over
+the whole batch before, so the sum over micro-batches is the gradient of the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etude.curricula.schedules import lr_schedule
+from etude.experience.batch import Batch, split
+from etude.experience.errors import UserError
+from etude.experience.keys import Keys
+from etude.experience.meter import Meter
+from etude.experience.protocols import Objective, Policy
+
+PATIENCE = 10  # updates in a row that may be skipped as not finite
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How a seat is optimised."""
+
+    lr: float = 1e-3  # peak learning rate
+    schedule: str = "constant"  # constant, linear, cosine or wsd, after the warm-up
+    warmup: int = 0  # steps of linear warm-up
+    weight_decay: float = 0.0  # decoupled, on matrices only
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip: float = 1.0  # largest norm of the gradient
+    tokens: int = 8192  # inputs in one micro-batch
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UserError(f"lr must be a number above 0, not {self.lr}")
+        if self.clip <= 0 or self.tokens < 1 or self.warmup < 0 or self.weight_decay < 0:
+            raise UserError("clip and tokens must be above 0, warmup and weight_decay at least 0")
+
+
+class Seat:
+    """A policy's parameters with their optimiser and schedule. The policy's weights are tracked by
+    the run apart from it, so that several stages can seat the same policy."""
+
+    def __init__(self, policy: Policy, optim: Optim, steps: int) -> None:
+        self.policy = policy
+        self.optim = optim
+        params = [p for p in policy.parameters() if p.requires_grad]
+        if not params:
+            raise UserError("this policy has no parameters to train")
+        self.params = params
+        groups = [
+            {"params": [p for p in params if p.ndim >= 2], "weight_decay": optim.weight_decay},
+            {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=optim.lr, betas=(optim.beta1, optim.beta2)
+        )
+        self.scheduler = lr_schedule(optim.schedule, self.optimizer, steps, optim.warmup)
+        self.skipped = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's and the schedule's state, without the weights."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.skipped = state["skipped"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One batch under one objective; its loss counts `weight` times."""
+
+    batch: Batch
+    objective: Objective
+    weight: float = 1.0
+    name: str = ""  # prefix of its metrics, where a step has several terms
+
+
+Penalty = Callable[[Policy], Tensor]  # a scalar on parameters
+Mask = Callable[[Sequence[torch.nn.Parameter]], Any]  # edits gradients in place, before clipping
+
+
+@dataclass
+class _Sums:
+    """Metrics as sums and counts, exact over micro-batches."""
+
+    total: dict[str, float] = field(default_factory=dict)
+    count: dict[str, float] = field(default_factory=dict)
+
+    def add(self, prefix: str, metrics: Mapping[str, tuple[float, float]]) -> None:
+        for name, (value, n) in metrics.items():
+            key = f"{prefix}{name}"
+            self.total[key] = self.total.get(key, 0.0) + float(value)
+            self.count[key] = self.count.get(key, 0.0) + float(n)
+
+    def means(self) -> dict[str, float]:
+        return {k: self.total[k] / self.count[k] for k in self.total if self.count[k]}
+
+
+def update(
+    seat: Seat,
+    terms: Sequence[Term],
+    keys: Keys,
+    meter: Meter,
+    *,
+    penalties: Iterable[Penalty] = (),
+    mask: Mask | None = None,
+) -> dict[str, float]:
+    """One step of the seat's optimiser; returns metrics.
+
+    A gradient that is not finite is not applied: the update is skipped and counted. Raises
+    UserError after `PATIENCE` of them in a row.
+    """
+    policy, device = seat.policy, seat.policy.device
+    seat.optimizer.zero_grad(set_to_none=True)
+    sums, loss = _Sums(), 0.0
+    for i, term in enumerate(terms):
+        prefix = f"{term.name}/" if term.name else ""
+        batch = term.objective.prepare(policy, term.batch, keys.at("prepare", i))
+        for micro in split(batch, seat.optim.tokens):
+            micro = micro.to(device)
+            part = term.objective.loss(policy.forward(micro, term.objective.needs), micro)
+            if part.total.requires_grad:
+                (part.total * term.weight).backward()
+            loss += float(part.total.detach()) * term.weight
+            sums.add(prefix, part.metrics)
+        meter.charge("trained", int(batch.lengths.sum()))
+    for penalty in penalties:
+        value = penalty(policy)
+        value.backward()
+        loss += float(value.detach())
+    if mask is not None:
+        mask(seat.params)
+    norm = float(torch.nn.utils.clip_grad_norm_(seat.params, seat.optim.clip))
+    finite = math.isfinite(norm) and math.isfinite(loss)
+    if finite:
+        seat.optimizer.step()
+        meter.charge("updates", 1)
+        seat.skipped = 0
+    else:
+        seat.skipped += 1
+        if seat.skipped >= PATIENCE:
+            raise UserError(f"{PATIENCE} updates in a row had a loss or gradient that is not finite: lower lr ({seat.optim.lr})")
+    rate = seat.optimizer.param_groups[0]["lr"]
+    seat.scheduler.step()
+    return {"loss": loss, "grad_norm": norm, "lr": rate, "skipped_update": float(not finite), **sums.means()}

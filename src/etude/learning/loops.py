@@ -1,0 +1,246 @@
+"""The loops: plain functions with callables as plug points. There is no trainer to subclass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from etude.curation.examples import Examples, pack_groups
+from etude.experience.batch import Batch, By, normalise
+from etude.experience.errors import UserError
+from etude.experience.keys import Keys
+from etude.experience.protocols import Acting, Clock, Credit, Curriculum, Objective, Report, Roles, Score, Select
+from etude.experience.types import Group, Problem
+from etude.learning.learner import Mask, Penalty, Seat, Term, update
+from etude.learning.run import Run
+
+Watch = Callable[[Clock], None]  # evaluates and logs, when it is time to
+Source = Callable[[Clock, Keys], Batch]
+Shape = Callable[[Sequence[Group], Clock], Sequence[Group]]  # a reward plug: outcomes rewritten
+
+
+def fit(
+    run: Run,
+    seat: Seat,
+    source: Source,
+    objective: Objective,
+    steps: int,
+    *,
+    by: By | None = "token",
+    constant: float | None = None,
+    watch: Watch | None = None,
+    penalties: Sequence[Penalty] = (),
+    mask: Mask | None = None,
+) -> None:
+    """Examples or linked rows through `steps` updates. `by` None: the source normalises."""
+    run.track("seat", seat)
+    for clock in run.steps(steps):
+        if watch is not None:
+            watch(clock)
+        keys = run.stream(clock)
+        batch = source(clock, keys)
+        if by is not None:
+            batch = normalise(batch, by, constant)
+        run.log(update(seat, [Term(batch, objective)], keys, run.meter, penalties=penalties, mask=mask))
+    if watch is not None:
+        watch(Clock(steps, steps, run.stage_name))
+
+
+def examples(data: Examples, size: int, run: Run) -> Source:
+    """The source that draws `size` units a step from fixed data, in epochs."""
+    epochs = run.keys.at(run.stage_name, "examples")
+    return lambda clock, keys: data.draw(clock.step, size, epochs)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What one step drew: every group in order, and which of them are trained on."""
+
+    groups: list[Group]
+    kept: list[bool]
+
+    @property
+    def chosen(self) -> list[Group]:
+        """The groups that are trained on."""
+        return [g for g, k in zip(self.groups, self.kept, strict=True) if k]
+
+
+def collect(
+    roles: Roles,
+    act: Acting,
+    score: Score,
+    curriculum: Curriculum,
+    clock: Clock,
+    keys: Keys,
+    *,
+    problems: int,
+    members: int,
+    shape: Shape | None = None,
+    select: Select | None = None,
+    max_draws: int = 1,
+) -> Collected:
+    """Draws and acts until `problems` groups are selected, or `max_draws` times as many were drawn.
+
+    Streams are keyed by problem and by how often it was drawn in this step, so neither the order nor
+    the size of a refill changes what any group does.
+    """
+    groups: list[Group] = []
+    kept: list[bool] = []
+    seen: dict[str, int] = {}
+    budget = problems * max_draws
+    while sum(kept) < problems and len(groups) < budget:
+        want = min(problems - sum(kept), budget - len(groups))
+        drawn = curriculum.draw(want, clock, keys.at("draw", len(groups)))
+        if not drawn:
+            break
+        for occurrence, batch in _by_occurrence(drawn, seen):
+            new: Sequence[Group] = act(roles, batch, members, score, clock, keys.at("act", occurrence))
+            if shape is not None:
+                new = shape(new, clock)
+            groups += new
+            kept += [select is None or select(g) for g in new]
+    return Collected(groups, kept)
+
+
+def on_policy(
+    run: Run,
+    seat: Seat,
+    roles: Roles,
+    *,
+    steps: int,
+    curriculum: Curriculum,
+    act: Acting,
+    score: Score,
+    credit: Credit,
+    objective: Objective,
+    problems: int = 16,
+    members: int = 8,
+    shape: Shape | None = None,
+    select: Select | None = None,
+    max_draws: int = 1,
+    by: By = "token",
+    constant: float | None = None,
+    epochs: int = 1,
+    minibatches: int = 1,
+    extra: Callable[[Clock, Keys], Sequence[Term]] | None = None,
+    watch: Watch | None = None,
+    agent: str = "actor",
+) -> None:
+    """Draw, act, feedback, select with refill, credit, update; then the curriculum hears of all.
+
+    `extra` adds terms on other batches to every update. A step in which nothing was selected makes no
+    update and is counted (`empty_step`).
+    """
+    run.track("seat", seat)
+    run.track("curriculum", curriculum)
+    for clock in run.steps(steps):
+        if watch is not None:
+            watch(clock)
+        keys = run.stream(clock)
+        found = collect(
+            roles, act, score, curriculum, clock, keys,
+            problems=problems, members=members, shape=shape, select=select, max_draws=max_draws,
+        )  # fmt: skip
+        run.log(describe(found))
+        run.keep(found.groups, found.kept)
+        gain = [0.0] * len(found.groups)
+        if any(m.tokens(agent) for g in found.chosen for m in g.members):
+            batch = credit(found.chosen, pack_groups(found.chosen, agent))
+            gain = _gains(found, batch)
+            metrics: list[dict[str, float]] = []
+            for i, part in enumerate(_minibatches(batch, epochs, minibatches, keys)):
+                terms = [Term(normalise(part, by, constant), objective)]
+                if extra is not None:
+                    terms += extra(clock, keys.at("extra", i))
+                metrics.append(update(seat, terms, keys.at("update", i), run.meter))
+            run.log({name: float(np.mean([m[name] for m in metrics if name in m])) for name in metrics[0]})
+        else:
+            run.log({"empty_step": 1.0})
+        curriculum.observe(Report(clock, found.groups, found.kept, gain))
+    if watch is not None:
+        watch(Clock(steps, steps, run.stage_name))
+
+
+def rounds(
+    run: Run,
+    count: int,
+    collect: Callable[[int], Examples],
+    fit: Callable[[int, Examples], None],
+    restart: Callable[[], Any] | None = None,
+) -> None:
+    """Collect and curate, then fit, again and again.
+
+    What a round collected is kept with the run, so that a resumed fit sees the same data. `restart`
+    is called before each fit and may put the base weights back; None goes on from the last.
+    """
+    if count < 1:
+        raise UserError(f"rounds must be at least 1, not {count}")
+    for r in range(count):
+        state = run.stage(f"round{r}/collect", lambda r=r: collect(r).state_dict())  # type: ignore[misc]
+        data = Examples.from_state(state)
+
+        def body(r: int = r, data: Examples = data) -> None:
+            if restart is not None:
+                restart()
+            fit(r, data)
+
+        run.stage(f"round{r}/fit", body)
+
+
+def describe(found: Collected) -> dict[str, float]:
+    """What a step's experience looks like: reward, accuracy, length, and how it was selected."""
+    members = [m for g in found.groups for m in g.members]
+    judged = [m.correct for m in members if m.outcome is not None and m.outcome.correct is not None]
+    calls = [c for m in members for c in m.calls]
+    out: dict[str, float] = {
+        "reward": float(np.mean([m.reward for m in members])),
+        "length": float(np.mean([m.tokens() for m in members])),
+        "truncated": float(np.mean([c.stop in ("length", "context") for c in calls])) if calls else 0.0,
+        "degenerate": float(np.mean([np.ptp(g.rewards) == 0 for g in found.groups])),
+        "groups_drawn": float(len(found.groups)),
+        "groups_kept": float(sum(found.kept)),
+    }
+    if judged:
+        out["accuracy"] = float(np.mean(judged))
+    parts = {name for m in members if m.outcome for name in m.outcome.parts}
+    for name in sorted(parts):
+        out[f"part/{name}"] = float(np.mean([m.outcome.parts.get(name, 0.0) for m in members if m.outcome]))
+    return out
+
+
+def _by_occurrence(drawn: Sequence[Problem], seen: dict[str, int]) -> Iterator[tuple[int, list[Problem]]]:
+    """Splits a draw so that no problem is twice in one part; counts how often each was drawn."""
+    parts: dict[int, list[Problem]] = {}
+    for problem in drawn:
+        occurrence = seen.get(problem.id, 0)
+        seen[problem.id] = occurrence + 1
+        parts.setdefault(occurrence, []).append(problem)
+    yield from parts.items()
+
+
+def _gains(found: Collected, batch: Batch) -> list[float]:
+    """Mean |advantage| over the actions of each drawn group; 0 where it was not kept."""
+    group = batch.row["group"]
+    assert isinstance(group, torch.Tensor)
+    of = group.long()[batch.row_of]
+    size = sum(found.kept)
+    total = torch.zeros(size).index_add(0, of, batch.actions["advantage"].abs().float())
+    means = iter((total / torch.bincount(of, minlength=size).clamp_min(1)).tolist())
+    return [next(means) if kept else 0.0 for kept in found.kept]
+
+
+def _minibatches(batch: Batch, epochs: int, count: int, keys: Keys) -> Iterator[Batch]:
+    """`count` parts of the batch in each epoch, by shuffled rows; the batch itself where it is one."""
+    if count == 1:
+        for _ in range(epochs):
+            yield batch
+        return
+    for epoch in range(epochs):
+        order = keys.at("minibatches", epoch).numpy().permutation(batch.size)
+        for part in np.array_split(order, min(count, batch.size)):
+            yield batch.select(sorted(part.tolist()))
+

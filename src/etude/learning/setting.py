@@ -1,0 +1,123 @@
+"""Where a method is run: a world, a policy that starts somewhere, a run, and how it is looked at.
+
+`Common` holds the options every method shares; `setting` turns them into what a method's `train` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from etude.acting.agent import PolicyAgent
+from etude.acting.sample import sample
+from etude.audits.evaluate import Evaluation, evaluate
+from etude.experience.claims import BaseRecipe
+from etude.experience.errors import UserError
+from etude.experience.protocols import Acting, Clock, Limits, Policy, Roles, Score, World
+from etude.experience.types import RAW, Law
+from etude.learning.base import base
+from etude.learning.run import Run
+from etude.policies.zoo import load_policy
+from etude.worlds.registry import load_world
+
+FROM_SCRATCH = ("tiny", "small")  # zoo names that start from random weights
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter (PEFT); rank 0 trains all weights."""
+
+    rank: int = 0
+    alpha: float | None = None  # None: twice the rank
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every method can be told."""
+
+    world: str = "chain_sum"  # a world's name, or a data file; see `etude list --worlds`
+    world_options: tuple[str, ...] = ()  # name=value, e.g. min_terms=2
+    policy: str = "tiny"  # table, tiny, small, smollm2, or the path of a checkpoint
+    base: bool = True  # first teach a policy with random weights from demonstrations until it is mediocre
+    base_low: float = 0.15  # the base is done when its pass@1 is at least this ...
+    base_high: float = 0.40  # ... and at most this
+    seed: int = 0
+    lora: Lora = field(default_factory=Lora)
+    max_tokens: int = 64  # longest answer
+    temperature: float = 1.0  # of sampling while learning
+    reward: tuple[str, ...] = ()  # reward functions, module:function or file.py:function
+    eval_every: int = 25  # steps between evaluations; 0: only before and after
+    eval_problems: int = 256
+    eval_samples: int = 1  # answers a problem, sampled at temperature 1
+    device: str = "cpu"
+    checkpoint_every: int = 20  # steps
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UserError(f"temperature must be at least 0, not {self.temperature}")
+        for name in ("max_tokens", "eval_problems", "eval_samples", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass
+class Setting:
+    """What a method's `train` is given."""
+
+    run: Run
+    common: Common
+    world: World
+    policy: Policy
+    score: Score
+
+    @property
+    def law(self) -> Law:
+        """The law of sampling while learning."""
+        return Law(temperature=self.common.temperature) if self.common.temperature != 1 else RAW
+
+    @property
+    def limits(self) -> Limits:
+        """When an answer ends."""
+        return Limits(max_tokens=self.common.max_tokens)
+
+    def roles(self) -> Roles:
+        """The policy as the actor."""
+        return {"actor": PolicyAgent(self.policy, "actor", self.law, self.limits, self.run.meter)}
+
+    def evaluate(self, act: Acting = sample) -> Evaluation:
+        """Held-out accuracy now, sampled at temperature 1. The same problems and the same streams
+        every time; nothing is charged to the run."""
+        roles = {"actor": PolicyAgent(self.policy, "actor", RAW, self.limits)}
+        return evaluate(
+            roles, self.world, "test", self.common.eval_problems, self.common.eval_samples, act,
+            self.run.keys.at("evaluate"),
+        )  # fmt: skip
+
+    def watch(self, clock: Clock) -> None:
+        """Evaluates before the first step, every `eval_every` steps, and after the last."""
+        every = self.common.eval_every
+        if clock.step in (0, clock.total) or (every and clock.step % every == 0):
+            self.run.evaluated(self.evaluate())
+
+
+def setting(run: Run, common: Common, start: str = "base") -> Setting:
+    """Builds what `common` names. `start` says what a policy with random weights is first made into:
+    "base" (taught until mediocre, see `BaseRecipe`) or "random"."""
+    policy = load_policy(common.policy, run.keys.at("init"), device=common.device)
+    options = parse_options(common.world_options)
+    world = load_world(common.world, notation=policy.tokenizer.notation, **options)
+    if start == "base" and common.base and common.policy in FROM_SCRATCH:
+        recipe = BaseRecipe(
+            common.world, options, policy=common.policy, until=(common.base_low, common.base_high)
+        )
+        load_policy_into(policy, base(recipe, run.seed, common.max_tokens, run.reporter))
+    if common.lora.rank:
+        from etude.policies.adapters import add_lora
+
+        policy = add_lora(policy, common.lora.rank, common.lora.alpha)
+    run.track("policy", Weights(policy))
+    return Setting(run, common, world, policy, scorer(world, common.reward))

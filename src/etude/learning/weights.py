@@ -1,0 +1,33 @@
+"""A policy's trainable weights, as a run tracks them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Weights:
+    """The parameters that learn. Frozen ones come from where the policy was loaded, and are not
+    written into every checkpoint."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy: nn.Module = policy
+
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trainable parameters by name, detached."""
+        return {name: p.detach() for name, p in self._trainable().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copies values back in place. Raises ValueError if the names differ."""
+        own = self._trainable()
+        if own.keys() != state.keys():
+            raise ValueError(f"weights differ in {sorted(own.keys() ^ state.keys())[:3]}")
+        with torch.no_grad():
+            for name, p in own.items():
+                p.copy_(state[name])

@@ -1,0 +1,108 @@
+"""Running methods by name: `train` and `resume`, the same from Python and from the command line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from etude.experience.errors import UserError, unknown
+from etude.learning.run import Reporter, Run, open_run
+from etude.learning.setting import Common, setting
+from etude.methods.catalog import CATALOG, load
+from etude.methods.method import Method
+from etude.methods.options import build
+from etude.policies.zoo import save_policy
+
+
+def method(slug: str) -> Method:
+    """A method by its slug. Raises UserError if there is none, or it is not written yet."""
+    found: Method = load(slug).METHOD
+    return found
+
+
+def train(
+    slug: str, *, out: str | Path | None = None, name: str | None = None, reporter: Reporter | None = None, **options: Any
+) -> Run:
+    """Trains with a method and returns its run.
+
+    Options are the method's hyperparameters and those of `Common` (world, policy, seed, ...), nested ones
+    as mappings: `train("grpo", world="countdown", optim={"lr": 1e-3})`. `out` is a new or empty directory;
+    by default one under `runs/`. Raises UserError for what cannot be run, before anything is written.
+    """
+    chosen = method(slug)
+    shared = {f.name for f in fields(Common)}
+    own = {f.name for f in fields(chosen.config)}
+    for option in options:
+        if option not in shared | own:
+            raise unknown("option", option, shared | own)
+    common = build(Common, {k: v for k, v in options.items() if k in shared})
+    config = build(chosen.config, {k: v for k, v in options.items() if k in own})
+    name = name or slug
+    folder = Path(out) if out is not None else _folder(name, common.seed)
+    record = {
+        "method": slug,
+        "name": name,
+        "seed": common.seed,
+        "checkpoint_every": common.checkpoint_every,
+        "common": asdict(common),
+        "options": asdict(config),
+        "versions": {package: version(package) for package in ("etude", "torch", "numpy")},
+    }
+    run = Run(folder, record, checkpoint_every=common.checkpoint_every, reporter=reporter)
+    try:
+        return _go(run, chosen, common, config)
+    except UserError:
+        run.discard()
+        raise
+
+
+def resume(folder: str | Path, reporter: Reporter | None = None) -> Run:
+    """Goes on with a run that was cut, to the end it would have had."""
+    run = open_run(folder, reporter)
+    try:
+        slug, common, options = (run.config[k] for k in ("method", "common", "options"))
+    except KeyError as error:
+        raise UserError(f"{folder}/config.json lacks {error}: it was not made by `etude train`") from None
+    chosen = method(slug)
+    return _go(run, chosen, build(Common, common), build(chosen.config, options))
+
+
+def _go(run: Run, chosen: Method, common: Common, config: Any) -> Run:
+    """From the top of the method to its end; the run directory is let go whatever happens."""
+    try:
+        s = setting(run, common, chosen.start)
+        run.stage("train", lambda: chosen.train(s, config))
+        home = run.folder / "policy"
+        if not home.exists():
+            save_policy(s.policy, home)
+        return run
+    finally:
+        run.close()
+
+
+def _folder(name: str, seed: int) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    home = Path("runs")
+    folder = home / f"{name}-{seed}-{stamp}"
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = home / f"{name}-{seed}-{stamp}-{number}"
+    return folder
+
+
+def describe(slug: str) -> Mapping[str, Any]:
+    """What `etude show` prints: the catalogue row, the docstring, the hyperparameters."""
+    row = CATALOG[slug]
+    module = load(slug)
+    chosen: Method = module.METHOD
+    return {
+        **asdict(row),
+        "works": row.works,
+        "doc": (module.__doc__ or "").strip(),
+        "options": asdict(chosen.config()),
+    }

@@ -1,0 +1,30 @@
+"""RLOO: REINFORCE with a leave-one-out baseline (arXiv 2402.14740, section 3; estimator of Kool et al. 2019).
+
+Problem: PPO's critic, clipping and token-level actions are machinery that fine-tuning from a good start does not
+need. Idea: the whole answer is one action, and the other G - 1 answers to the question are its baseline.
+
+    A_i = r_i - 1/(G - 1) sum_{j != i} r_j,      L = - mean_i A_i log pi(o_i)
+
+with log pi(o_i) summed over the answer's tokens. A_i = G/(G - 1) (r_i - mean(r)), so up to that factor, at one
+update a batch, its gradient is Dr. GRPO's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from etude.experience.batch import By
+from etude.learning.group_rl import GroupRL, group_rl
+from etude.methods.method import Method
+
+
+@dataclass(frozen=True)
+class RLOO(GroupRL):
+    """RLOO's hyperparameters."""
+
+    normalise: By = "row"  # token sums, divided by the number of answers
+    credit: str = "rloo"
+    objective: str = "rloo"
+
+
+METHOD = Method("rloo", RLOO, group_rl)

@@ -1,0 +1,144 @@
+"""The language model policy: transformer, tokenizer, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from etude.experience.batch import Batch
+from etude.experience.errors import UserError, unknown
+from etude.experience.protocols import Decoder, Tokenizer
+from etude.policies import checkpoint, gguf_weights, heads, taps
+from etude.policies.cache import CacheDecoder
+from etude.policies.fingerprint import Fingerprint
+from etude.policies.layout import Layout
+from etude.policies.outputs import Outputs
+from etude.policies.transformer import Shape, Transformer
+
+NEEDS = frozenset({"logp", "entropy", "logits", "hidden"}) | heads.HEADS
+
+
+class LM(nn.Module):
+    """A `Policy` over tokens. `generator` draws the weights; without one they are left unset.
+
+    `heads` may hold `values`, `reward` and `classes`; ask for what they say by these names.
+    """
+
+    def __init__(self, shape: Shape, tokenizer: Tokenizer, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.shape = shape
+        self.tokenizer = tokenizer
+        self.limit = shape.limit
+        self.model = Transformer(shape)
+        self.lm_head = nn.Linear(shape.width, shape.vocab, bias=False)
+        self.heads = nn.ModuleDict()
+        self._taps: list[int] = []
+        self._fingerprint = Fingerprint()
+        self.tie()
+        if generator is not None:
+            self.model.initialise(generator)
+            if not shape.tie_embeddings:
+                with torch.no_grad():
+                    self.lm_head.weight.normal_(0.0, 0.02, generator=generator)
+
+    def tie(self) -> None:
+        """Makes embedding and unembedding one parameter where the shape says so."""
+        if self.shape.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @classmethod
+    def of(cls, shape: Shape, tokenizer: Tokenizer, weights: Mapping[str, Tensor], source: object = "weights") -> Self:
+        """An LM of these tensors, named as in `transformers`, with heads as `heads.NAME.weight`.
+
+        Raises UserError, naming `source`, if a tensor is missing, unknown or of the wrong shape.
+        """
+        weights = dict(weights)
+        if shape.tie_embeddings and "model.embed_tokens.weight" in weights:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        with torch.device("meta"):
+            lm = cls(shape, tokenizer)
+            for name in sorted(n.split(".")[1] for n in weights if n.startswith("heads.") and n.endswith("weight")):
+                lm.heads[name] = nn.Linear(shape.width, len(weights[f"heads.{name}.weight"]))
+        wanted = lm.state_dict()
+        for name, like in wanted.items():
+            if name not in weights:
+                raise UserError(f"{source}: the tensor {name!r} is missing")
+            if (has := tuple(weights[name].shape)) != tuple(like.shape):
+                raise UserError(f"{source}: the tensor {name!r} has shape {has}, not {tuple(like.shape)}")
+        if extra := sorted(weights.keys() - wanted.keys()):
+            raise UserError(f"{source}: this model has no place for {extra[0]!r} ({len(extra)} such)")
+        lm.load_state_dict(weights, assign=True)
+        lm.tie()
+        return lm
+
+    @classmethod
+    def load(cls, path: str | Path, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> Self:
+        """From a Hugging Face folder or a GGUF file. Raises UserError where either is not sound."""
+        path = Path(path)
+        shape, weights = gguf_weights.read(path) if path.suffix == ".gguf" else checkpoint.read(path)
+        return cls.of(shape, tokenizer, {n: w.to(dtype) for n, w in weights.items()}, path)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a folder that `load` and `transformers` read. Raises UserError while adapters are
+        attached: merge or remove them first."""
+        state = self.state_dict()
+        if lora := next((n for n in state if ".base_layer." in n), None):
+            raise UserError(f"adapters are attached (at {lora.split('.base_layer')[0]}): merge or remove them to save")
+        checkpoint.write(folder, self.shape, state, self.tokenizer.stops, self.tokenizer.pad)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
+    def add_head(self, name: str, generator: torch.Generator, size: int = 1) -> Self:
+        """Adds (or replaces) the head `values`, `reward` or `classes` (of `size` classes)."""
+        if name not in heads.HEADS:
+            raise unknown("head", name, heads.HEADS)
+        made = heads.head(self.shape.width, size, generator)
+        self.heads[name] = made.to(self.device, self.model.norm.weight.dtype)
+        return self
+
+    def states(self, batch: Batch) -> Tensor:
+        """[T, D]: hidden states after the last norm. Raises UserError for a row beyond the limit."""
+        layout = Layout(batch.lengths, self.shape.causal, batch.branch)
+        positions = layout.positions if batch.positions is None else batch.positions
+        longest = int(batch.lengths.max()) if batch.positions is None else int(positions.max()) + 1
+        if longest > self.limit:
+            raise UserError(f"a row of {longest} tokens does not fit this policy's limit of {self.limit}")
+        return self.model(batch.inputs, positions, layout)
+
+    def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs:
+        """Raises UserError for unknown needs, missing heads and rows that are too long."""
+        for need in sorted(needs - NEEDS):
+            raise unknown("need", need, NEEDS)
+        if batch.inputs.device != self.device:
+            batch = batch.to(self.device)
+        states = self.states(batch)
+        aux = heads.apply(self.heads, needs & heads.HEADS, states, batch)
+        values = aux.pop("values", None)
+        hidden = states.index_select(0, batch.at)
+        return Outputs(needs, hidden, batch.actions["target"], self.lm_head, self.shape.vocab, values, aux)
+
+    @torch.no_grad()
+    def logp(self, batch: Batch) -> Tensor:
+        """f32[N] at temperature 1, without gradient."""
+        return self(batch, frozenset({"logp"})).logp
+
+    def decoder(self) -> Decoder:
+        """A fresh key-value cache over the current weights."""
+        return CacheDecoder(self.model, self.lm_head)
+
+    @contextmanager
+    def tapped(self, sites: Mapping[str, taps.Tap]) -> Iterator[Self]:
+        """This policy with activations read or changed at canonical sites; see `taps`."""
+        with taps.tapped(self.model, sites, self._taps):
+            yield self
+
+    def fingerprint(self) -> str:
+        """Differs wherever weights, heads, adapters or taps do."""
+        return self._fingerprint(self, (self.shape, *self._taps))

@@ -1,0 +1,98 @@
+"""What a forward pass gives, with logits made and remade one chunk at a time.
+
+Axes: `N` packed actions, `n` actions of one chunk, `D` width, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 2**22  # logits elements alive at once: 16 MiB in float32
+
+
+class Outputs:
+    """The fields that `needs` names; reading another raises AttributeError.
+
+    `hidden` is [N, D], what `head` turns into logits [n, V]; `target` is int64[N]. `logp` and
+    `entropy` (nats) are f32[N] at temperature 1. `values` is f32[N]; `aux` holds whatever else the
+    policy gives by name (`reward` f32[B], `classes` f32[B, C], ...).
+    """
+
+    logp: Tensor
+    entropy: Tensor
+    hidden: Tensor
+    values: Tensor
+    aux: dict[str, Tensor]
+
+    def __init__(
+        self,
+        needs: frozenset[str],
+        hidden: Tensor,
+        target: Tensor,
+        head: Callable[[Tensor], Tensor],
+        vocab: int,
+        values: Tensor | None = None,
+        aux: Mapping[str, Tensor] | None = None,
+        chunk: int = CHUNK,
+    ) -> None:
+        self.needs = needs
+        self.aux = dict(aux or {})
+        self._hidden, self._head = hidden, head
+        self._rows = max(1, chunk // vocab)
+        if "hidden" in needs:
+            self.hidden = hidden
+        if values is not None:
+            self.values = values
+        if "entropy" in needs:
+            self.logp, self.entropy = self._map(lambda logits, at: _logp_entropy(logits, target[at]))
+        elif "logp" in needs:
+            self.logp = self._map(lambda logits, at: -F.cross_entropy(logits, target[at], reduction="none"))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Outputs.__annotations__:
+            raise AttributeError(f"{name!r} was not asked of the forward pass: add it to needs")
+        raise AttributeError(name)
+
+    def map_logits(self, f: Callable[[Tensor, slice], Any]) -> Any:
+        """Applies the pure function `f(logits f32[n, V], slice of the N actions)` chunk by chunk.
+
+        `f` gives a tensor [n, ...] or a tuple of them; so does this, over all N. Logits are made anew
+        in the backward pass, so never more than one chunk of them exists.
+        """
+        if "logits" not in self.needs:
+            raise AttributeError("logits were not asked of the forward pass: add 'logits' to needs")
+        return self._map(f)
+
+    def _map(self, f: Callable[[Tensor, slice], Any]) -> Any:
+        parts = []
+        start = 0
+        for h in self._hidden.split(self._rows):
+            at = slice(start, start + len(h))
+            parts.append(_remade(partial(self._apply, f, at), h))
+            start = at.stop
+        if isinstance(parts[0], tuple):
+            return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _apply(self, f: Callable[[Tensor, slice], Any], at: slice, h: Tensor) -> Any:
+        return f(self._head(h).float(), at)
+
+
+def _remade(f: Callable[[Tensor], Any], h: Tensor) -> Any:
+    """f(h), whose intermediates are not kept but computed again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return f(h)
+    return checkpoint(f, h, use_reentrant=False, preserve_rng_state=False)
+
+
+def _logp_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """f32[n] each: log-probability of the target, and entropy in nats."""
+    logq = logits.log_softmax(-1)
+    return logq.gather(-1, target[:, None]).squeeze(-1), -(logq.exp() * logq).sum(-1)
