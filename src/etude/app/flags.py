@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -14,8 +13,7 @@ T = TypeVar("T")
 def parse(cls: type[T], argv: Sequence[str], command: str, description: str | None = None) -> T:
     """An instance of the dataclass `cls` from flags. Misuse exits with code 2 and a message that
     names the nearest flags."""
-    marks = (tyro.conf.FlagConversionOff,) if False else ()
-    return tyro.cli(cls, args=list(argv), prog=f"etude {command}", description=description, config=marks)
+    return tyro.cli(cls, args=list(argv), prog=f"etude {command}", description=description)
 
 
 def lines(rows: Sequence[Sequence[Any]], indent: int = 2) -> str:
@@ -27,8 +25,3 @@ def lines(rows: Sequence[Sequence[Any]], indent: int = 2) -> str:
         padded = [c.ljust(w) for c, w in zip(row, widths, strict=False)]
         out.append(" " * indent + "  ".join([*padded, row[-1]]).rstrip())
     return "\n".join(out)
-
-
-def terminal() -> bool:
-    """Whether a person is watching."""
-    return sys.stderr.isatty()

@@ -12,7 +12,11 @@ from etude.experience.errors import UserError, unknown
 COMMANDS = {
     "list": ("catalogue", "[--worlds | --policies | --parts] [--json]", "methods by family, or what they run on"),
     "show": ("catalogue", "METHOD [--json]", "one method: its source, equations, options"),
-    "train": ("training", "METHOD [--world W] [--policy P] ...", "learn; `etude train METHOD --help` shows its options"),
+    "train": (
+        "training",
+        "METHOD [--world W] [--policy P] ...",
+        "learn; `etude train METHOD --help` shows its options",
+    ),
     "resume": ("training", "RUN", "go on with a run that was cut"),
     "eval": ("using", "POLICY --world W", "held-out accuracy with its interval"),
     "chat": ("using", "POLICY", "talk to a policy"),

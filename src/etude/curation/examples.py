@@ -97,7 +97,9 @@ def completion(tokenizer: Tokenizer, prompt: Prompt, text: str, limit: int, **in
     than `limit` tokens."""
     row = example(tokenizer.prompt(prompt), tokenizer.completion(text), **info)
     if len(row) > limit:
-        raise UserError(f"an example of {len(row)} tokens is longer than the policy's context of {limit}: {prompt!r:.60}")
+        raise UserError(
+            f"an example of {len(row)} tokens is longer than the policy's context of {limit}: {prompt!r:.60}"
+        )
     return row
 
 

@@ -87,7 +87,12 @@ class Batch:
         return torch.zeros(self.size, dtype=value.dtype, device=value.device).index_add(0, self.row_of, value)
 
     def select(self, keep: Sequence[int]) -> Batch:
-        """The batch of these rows, in this order, with the links that lie wholly inside."""
+        """The batch of these rows, in this order, with the links that lie wholly inside.
+
+        Raises ValueError if a row is named twice.
+        """
+        if len(set(keep)) != len(keep):
+            raise ValueError("a batch cannot hold the same row twice: pack it twice")
         device = self.lengths.device
         picked = torch.as_tensor(keep, dtype=torch.int64, device=device)
         new = torch.full((self.size,), -1, dtype=torch.int64, device=device)
@@ -119,9 +124,13 @@ class Batch:
 
 
 def pack(rows: Sequence[Row], links: Iterable[Link] = ()) -> Batch:
-    """Lays rows end to end. Raises ValueError for no rows or a link to a row that is not there."""
+    """Lays rows end to end. Raises ValueError for no rows, rows whose `info` differs in its names, and a
+    link to no row or to one that is not there."""
     if not rows:
         raise ValueError("a batch needs at least one row")
+    for r in rows:
+        if r.info.keys() != rows[0].info.keys():
+            raise ValueError(f"rows differ in their info: {sorted(rows[0].info)} and {sorted(r.info)}")
     lengths = np.array([len(r) for r in rows], np.int64)
     starts = np.cumsum(lengths) - lengths
     laws: dict[Law, int] = {}
@@ -131,7 +140,7 @@ def pack(rows: Sequence[Row], links: Iterable[Link] = ()) -> Batch:
     columns["row"] = np.repeat(np.arange(len(rows)), [len(r.at) for r in rows])
     links = tuple(links)
     for link in links:
-        if any(not 0 <= r < len(rows) for r in link.rows):
+        if not link.rows or any(not 0 <= r < len(rows) for r in link.rows):
             raise ValueError(f"{link.kind} link to rows {link.rows} in a batch of {len(rows)}")
     return Batch(
         inputs=torch.from_numpy(np.concatenate([r.ids for r in rows]).astype(np.int64)),
@@ -219,11 +228,11 @@ def _components(batch: Batch) -> list[int]:
 
 
 def _groups(batch: Batch) -> Tensor:
-    """int64[B]: the row column `group`."""
+    """int64[B]: the row column `group`, numbered from 0."""
     group = batch.row.get("group")
     if not isinstance(group, Tensor):
         raise ValueError("normalise by group needs the row column 'group'")
-    return group.long()
+    return torch.unique(group, return_inverse=True)[1]
 
 
 def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,16 +36,26 @@ class Keys:
         return self.at(step, problem, member, call, purpose).numpy()
 
     def digest(self) -> int:
-        """128 bits that depend on every part and its type."""
-        text = "\x1f".join(f"{type(p).__name__}:{p}" for p in (self.seed, *self.path))
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+        """128 bits that depend on every part and on whether it is a number or a name.
+
+        Raises TypeError for a part that is neither.
+        """
+        path = "".join(_written(part) for part in (self.seed, *self.path))
+        return int.from_bytes(hashlib.blake2b(path.encode("utf-8", "surrogatepass"), digest_size=16).digest(), "little")
 
     def numpy(self) -> np.random.Generator:
         """A fresh NumPy generator at the start of this key's stream."""
         return np.random.Generator(np.random.Philox(key=self.digest()))
 
     def torch(self, device: str | torch.device = "cpu") -> torch.Generator:
-        """A fresh torch generator at the start of this key's stream."""
+        """A fresh torch generator at the start of this key's stream. On the CPU torch reads only 32
+        bits of a seed: where many streams are drawn and compared, use `numpy`."""
         import torch
 
         return torch.Generator(device).manual_seed(self.digest() & (2**63 - 1))
+
+
+def _written(part: Part) -> str:
+    """The part with its kind and length before it, so that no two paths are written alike."""
+    text = part if isinstance(part, str) else str(index(part))
+    return f"{'s' if isinstance(part, str) else 'i'}{len(text)}:{text}"

@@ -53,8 +53,10 @@ class World(Protocol):
     """A task or environment. `problem` is a pure function of its arguments; problems of different
     splits ("train", "test") never coincide."""
 
-    name: str
-    categories: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+    @property
+    def categories(self) -> tuple[str, ...]: ...
 
     def size(self, split: str) -> int | None:
         """How many problems a split has; None: as many as you like."""
@@ -97,7 +99,8 @@ class Oracle(Protocol):
         """A completion a learner could imitate, in one of `styles`."""
         ...
 
-    styles: tuple[str, ...]
+    @property
+    def styles(self) -> tuple[str, ...]: ...
 
 
 Score = Callable[[Problem, str], Outcome]
@@ -175,7 +178,9 @@ class Policy(Protocol):
 
     tokenizer: Tokenizer
     limit: int  # longest sequence, in tokens
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device: ...
 
     def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs: ...
     def logp(self, batch: Batch) -> Tensor:
@@ -209,6 +214,7 @@ class Agent(Protocol):
 
     name: str
     tokenizer: Tokenizer
+    limit: int  # longest context and output together, in tokens
 
     def generate(
         self,

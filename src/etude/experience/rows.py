@@ -6,6 +6,7 @@ token), its author, its law and both log-probabilities from sampling.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,23 +50,24 @@ class Row:
         return len(self.ids)
 
 
-def rows(trajectory: Trajectory, agent: str | None = None, **info: float | str) -> list[Row]:
+def rows(trajectory: Trajectory, /, agent: str | None = None, **info: float | str) -> list[Row]:
     """The rows that train `agent` (None: every agent) on `trajectory`.
 
-    A token is an action if the agent chose it, or if its call gives it a weight above 0. Raises
-    ValueError where an action has no token before it to be predicted from.
+    Calls share a row where the context of each is the row so far and more, at the same positions and
+    in the same branches: then every action has the very context it was chosen in. A token is an action
+    if the agent chose it, or if its call gives it a weight above 0. Raises ValueError where an action
+    has no token before it to be predicted from.
     """
     out: list[Row] = []
     building: _Builder | None = None
-    turn = 0
+    turns: Counter[str] = Counter()
     for k, call in enumerate(trajectory.calls):
         if building is None or not building.extended_by(call):
             if building is not None:
                 out.extend(building.finish(info))
             building = _Builder(call.context)
-        mine = agent is None or call.agent == agent
-        building.add(call, k, turn, mine)
-        turn += mine
+        building.add(call, k, turns[call.agent], mine=agent is None or call.agent == agent)
+        turns[call.agent] += 1
     if building is not None:
         out.extend(building.finish(info))
     return out
@@ -125,15 +127,19 @@ class _Builder:
         return self.parts[0]
 
     def extended_by(self, call: Call) -> bool:
-        own = self.ids()
-        return len(call.context) >= len(own) and bool(np.array_equal(call.context[: len(own)], own))
+        own, n = self.ids(), self.length
+        return (
+            len(call.context) >= n
+            and np.array_equal(call.context[:n], own)
+            and np.array_equal(_first(n, call.pos, np.arange(n)), _first(n, self.pos, np.arange(n)))
+            and np.array_equal(_first(n, call.branch, np.zeros(n)), _first(n, self.branch, np.zeros(n)))
+        )
 
     def add(self, call: Call, index: int, turn: int, mine: bool) -> None:
         self.parts += [np.asarray(call.context[self.length :], np.int32), np.asarray(call.out, np.int32)]
         start = len(call.context)
         self.length = start + len(call.out)
-        self.pos = _override(call.pos, self.pos, start, self.length)
-        self.branch = _override(call.branch, self.branch, start, self.length)
+        self.pos, self.branch = call.pos, call.branch
         if not mine:
             return
         weight = call.weights
@@ -165,12 +171,6 @@ class _Builder:
         return [Row(self.ids(), at, columns, tuple(self.laws), dict(info), self.pos, self.branch)]
 
 
-def _override(new: Ids | None, old: Ids | None, start: int, length: int) -> Ids | None:
-    """Positions (or branches) of the row so far: the call's own, else the old ones carried on."""
-    if new is not None:
-        if len(new) != length:
-            raise ValueError(f"positions or branches of length {len(new)} for context and output of {length}")
-        return np.asarray(new, np.int32)
-    if old is None:
-        return None
-    return np.concatenate([old, np.full(length - len(old), old[-1] if len(old) else 0, np.int32)])
+def _first(n: int, override: Ids | None, plain: NDArray[Any]) -> NDArray[Any]:
+    """The first `n` positions or branches, `plain` where they were not overridden."""
+    return plain if override is None else override[:n]

@@ -34,6 +34,7 @@ class Shards:
         self.folder = folder
         self._shard, self._size = 1, 0  # where the step being written begins
         self._pending = bytearray()
+        self._dirty: set[int] = set()  # shards flushed since the last sync
         self._shared: dict[bytes, int] = {}
         self._maps: dict[int, tuple[int, mmap.mmap]] = {}  # shard -> (inode, map)
 
@@ -83,31 +84,32 @@ class Shards:
                 found = os.fstat(fd).st_size
                 if found < self._size:
                     raise _cut_short(self.path(self._shard), found, self._size)
-                view = memoryview(self._pending)
+                data = bytes(self._pending)
                 done = 0
-                while done < len(view):
-                    done += os.pwrite(fd, view[done:], self._size + done)
-                view.release()
+                while done < len(data):
+                    done += os.pwrite(fd, data[done:] if done else data, self._size + done)
             finally:
                 os.close(fd)
+            self._dirty.add(self._shard)
         return self._shard, self._size + len(self._pending)
 
     def sync(self) -> None:
         """Waits until all that was flushed is on the disk."""
-        for path in (self.path(self._shard), self.folder):
+        for path in [*(self.path(shard) for shard in sorted(self._dirty)), self.folder]:
             if path.exists():
                 fd = os.open(path, os.O_RDONLY)
                 try:
                     os.fsync(fd)
                 finally:
                     os.close(fd)
+        self._dirty.clear()
 
     def discard(self, position: Position) -> None:
         """Takes back bytes that never counted, after a step that could not be written."""
         self._pending.clear()
         self._remove_after(position)
         path = self.path(position[0])
-        if path.is_file() and path.stat().st_size > position[1]:
+        if path.is_file() and path.stat().st_size > position[1] > 0:
             os.truncate(path, position[1])
 
     def rewind(self, position: Position) -> None:
@@ -122,7 +124,7 @@ class Shards:
         if found < size:
             raise _cut_short(path, found, size)
         self._remove_after(position)
-        if found > size:
+        if found > size > 0:
             part = path.with_suffix(".part")
             shutil.copyfile(path, part)
             os.truncate(part, size)

@@ -201,6 +201,7 @@ class Store:
         *,
         reward: tuple[float, float] | None = None,
         contains: str | None = None,
+        after: int = 0,
         limit: int | None = 100,
         offset: int = 0,
         **equal: Any,
@@ -208,10 +209,11 @@ class Store:
         """Trajectories without their arrays, in order, with `prompt`, `answer` and `parts`.
 
         `equal` asks columns of SUMMARY for a value (`category="long", kept=True`), `reward` for a range
-        (both ends included), `contains` for a text within the answer. `load(row["id"])` gives the whole.
+        (both ends included), `contains` for a text within the answer, `after` for larger ids (to page
+        through many). `load(row["id"])` gives the whole trajectory.
         Raises UserError on an unknown column.
         """
-        where, values = _where(_equal(equal) | _between(reward) | {"instr(t.text, ?)": contains})
+        where, values = _where(_equal(equal) | _between(reward) | {"instr(t.text, ?)": contains, "t.id > ?": after})
         columns = ", ".join(f"t.{n}" for n in SUMMARY)
         rows = self._rows(
             f"SELECT {columns}, t.parts, p.prompt, p.answer FROM trajectories t JOIN problems p ON p.id = t.problem"

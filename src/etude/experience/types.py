@@ -113,6 +113,10 @@ class Call:
             sizes.add(len(self.weight))
         if len(sizes) != 1:
             raise ValueError(f"a call's per-token arrays differ in length: {sorted(sizes)}")
+        whole = len(self.context) + len(self.out)
+        for override in (self.pos, self.branch):
+            if override is not None and len(override) != whole:
+                raise ValueError(f"{len(override)} positions or branches for context and output of {whole} tokens")
 
     @property
     def weights(self) -> Floats:

@@ -122,7 +122,9 @@ class _Search:
             self.before = self._snapshot()
         else:
             if self.every == 1:
-                raise UserError(f"one update takes pass@1 from below {self.low} to {accuracy:.2f}: lower the recipe's lr")
+                raise UserError(
+                    f"one update takes pass@1 from below {self.low} to {accuracy:.2f}: lower the recipe's lr"
+                )
             self.every = max(1, self.every // 2)
             self.weights.load_state_dict(self.before["weights"])
             self.seat.load_state_dict(self.before["seat"])

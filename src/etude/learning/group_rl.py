@@ -14,8 +14,8 @@ from etude.experience.batch import By
 from etude.experience.errors import UserError
 from etude.experience.plugs import Kind, Plug, check, plug, register
 from etude.experience.protocols import Limits
-from etude.experience.types import Group
 from etude.learning.learner import Optim, Seat
+from etude.learning import select  # noqa: F401  registers the selectors
 from etude.learning.loops import on_policy
 from etude.learning.setting import Setting
 
@@ -80,6 +80,7 @@ def group_rl(s: Setting, config: GroupRL) -> None:
         p = plugs[kind]
         return p.build(**options.get((kind, p.name), {}), **more)
 
+    objective = build("objective")
     on_policy(
         s.run,
         Seat(s.policy, config.optim, config.steps * config.epochs * config.minibatches),
@@ -91,7 +92,7 @@ def group_rl(s: Setting, config: GroupRL) -> None:
         shape=build("reward", limits=s.limits),
         select=build("selector"),
         credit=build("credit"),
-        objective=build("objective"),
+        objective=objective,
         problems=config.problems,
         members=config.members,
         max_draws=config.max_draws,
@@ -99,6 +100,7 @@ def group_rl(s: Setting, config: GroupRL) -> None:
         constant=config.constant,
         epochs=config.epochs,
         minibatches=config.minibatches,
+        reference=s.reference() if getattr(objective, "kl_coef", 0.0) else None,
         watch=s.watch,
     )
 
@@ -106,18 +108,3 @@ def group_rl(s: Setting, config: GroupRL) -> None:
 @register("reward", "outcome")
 def outcome(limits: Limits) -> None:
     """The world's outcome as it is."""
-
-
-@register("selector", "all", gives={"tied"})
-def everything() -> None:
-    """Every drawn group is trained on, also those whose members all got the same reward."""
-
-
-@register("selector", "mixed")
-class Mixed:
-    """Only groups in which some members are right and some wrong (dynamic sampling of DAPO, arXiv
-    2503.14476, eq. 11)."""
-
-    def __call__(self, group: Group) -> bool:
-        return 0.0 < group.solved < 1.0
-

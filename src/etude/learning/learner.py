@@ -154,7 +154,9 @@ def update(
     else:
         seat.skipped += 1
         if seat.skipped >= PATIENCE:
-            raise UserError(f"{PATIENCE} updates in a row had a loss or gradient that is not finite: lower lr ({seat.optim.lr})")
+            raise UserError(
+                f"{PATIENCE} updates in a row had a loss or gradient that is not finite: lower lr ({seat.optim.lr})"
+            )
     rate = seat.optimizer.param_groups[0]["lr"]
     seat.scheduler.step()
     return {"loss": loss, "grad_norm": norm, "lr": rate, "skipped_update": float(not finite), **sums.means()}

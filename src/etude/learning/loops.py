@@ -13,10 +13,22 @@ from etude.curation.examples import Examples, pack_groups
 from etude.experience.batch import Batch, By, normalise
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
-from etude.experience.protocols import Acting, Clock, Credit, Curriculum, Objective, Report, Roles, Score, Select
+from etude.experience.protocols import (
+    Acting,
+    Clock,
+    Credit,
+    Curriculum,
+    Objective,
+    Policy,
+    Report,
+    Roles,
+    Score,
+    Select,
+)
 from etude.experience.types import Group, Problem
 from etude.learning.learner import Mask, Penalty, Seat, Term, update
 from etude.learning.run import Run
+from etude.objectives.reference import with_reference
 
 Watch = Callable[[Clock], None]  # evaluates and logs, when it is time to
 Source = Callable[[Clock, Keys], Batch]
@@ -126,13 +138,15 @@ def on_policy(
     constant: float | None = None,
     epochs: int = 1,
     minibatches: int = 1,
+    reference: Policy | None = None,
     extra: Callable[[Clock, Keys], Sequence[Term]] | None = None,
     watch: Watch | None = None,
     agent: str = "actor",
 ) -> None:
     """Draw, act, feedback, select with refill, credit, update; then the curriculum hears of all.
 
-    `extra` adds terms on other batches to every update. A step in which nothing was selected makes no
+    With a `reference`, actions get their log-probability under it. `extra` adds terms on other batches to
+    every update. A step in which nothing was selected makes no
     update and is counted (`empty_step`).
     """
     run.track("seat", seat)
@@ -151,6 +165,8 @@ def on_policy(
         if any(m.tokens(agent) for g in found.chosen for m in g.members):
             batch = credit(found.chosen, pack_groups(found.chosen, agent))
             gain = _gains(found, batch)
+            if reference is not None:
+                batch = with_reference(batch, reference, meter=run.meter)
             metrics: list[dict[str, float]] = []
             for i, part in enumerate(_minibatches(batch, epochs, minibatches, keys)):
                 terms = [Term(normalise(part, by, constant), objective)]
@@ -243,4 +259,3 @@ def _minibatches(batch: Batch, epochs: int, count: int, keys: Keys) -> Iterator[
         order = keys.at("minibatches", epoch).numpy().permutation(batch.size)
         for part in np.array_split(order, min(count, batch.size)):
             yield batch.select(sorted(part.tolist()))
-

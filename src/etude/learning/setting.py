@@ -5,25 +5,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Literal
 
 from etude.acting.agent import PolicyAgent
+from etude.acting.episodes import episodes
 from etude.acting.sample import sample
 from etude.audits.evaluate import Evaluation, evaluate
 from etude.experience.claims import BaseRecipe
 from etude.experience.errors import UserError
-from etude.experience.protocols import Acting, Clock, Limits, Policy, Roles, Score, World
+from etude.experience.protocols import Acting, Clock, Interactive, Limits, Policy, Roles, Score, World
 from etude.experience.types import RAW, Law
 from etude.learning.base import base
 from etude.learning.run import Run
+from etude.learning.weights import Weights
 from etude.policies.zoo import load_policy
 from etude.worlds.registry import load_world
+from etude.worlds.rewards import with_rewards
 
+Start = Literal["base", "random"]
 FROM_SCRATCH = ("tiny", "small")  # zoo names that start from random weights
 
 
@@ -73,6 +75,8 @@ class Setting:
     world: World
     policy: Policy
     score: Score
+    act: Acting  # how this world is acted in: one answer, or an episode of many turns
+    start: Start
 
     @property
     def law(self) -> Law:
@@ -88,12 +92,19 @@ class Setting:
         """The policy as the actor."""
         return {"actor": PolicyAgent(self.policy, "actor", self.law, self.limits, self.run.meter)}
 
-    def evaluate(self, act: Acting = sample) -> Evaluation:
+    def reference(self) -> Policy:
+        """The policy as the run began, frozen: loaded anew, so that a resumed run has the same one."""
+        policy = starting_policy(self.run, self.common, self.start)
+        for parameter in policy.parameters():
+            parameter.requires_grad_(False)
+        return policy
+
+    def evaluate(self) -> Evaluation:
         """Held-out accuracy now, sampled at temperature 1. The same problems and the same streams
         every time; nothing is charged to the run."""
         roles = {"actor": PolicyAgent(self.policy, "actor", RAW, self.limits)}
         return evaluate(
-            roles, self.world, "test", self.common.eval_problems, self.common.eval_samples, act,
+            roles, self.world, "test", self.common.eval_problems, self.common.eval_samples, self.act,
             self.run.keys.at("evaluate"),
         )  # fmt: skip
 
@@ -104,20 +115,49 @@ class Setting:
             self.run.evaluated(self.evaluate())
 
 
-def setting(run: Run, common: Common, start: str = "base") -> Setting:
+def setting(run: Run, common: Common, start: Start = "base") -> Setting:
     """Builds what `common` names. `start` says what a policy with random weights is first made into:
     "base" (taught until mediocre, see `BaseRecipe`) or "random"."""
-    policy = load_policy(common.policy, run.keys.at("init"), device=common.device)
-    options = parse_options(common.world_options)
-    world = load_world(common.world, notation=policy.tokenizer.notation, **options)
-    if start == "base" and common.base and common.policy in FROM_SCRATCH:
-        recipe = BaseRecipe(
-            common.world, options, policy=common.policy, until=(common.base_low, common.base_high)
-        )
-        load_policy_into(policy, base(recipe, run.seed, common.max_tokens, run.reporter))
+    policy = starting_policy(run, common, start)
+    world = load_world(common.world, notation=policy.tokenizer.notation, **parse_options(common.world_options))
     if common.lora.rank:
         from etude.policies.adapters import add_lora
 
         policy = add_lora(policy, common.lora.rank, common.lora.alpha)
     run.track("policy", Weights(policy))
-    return Setting(run, common, world, policy, scorer(world, common.reward))
+    score = with_rewards(world.score, common.reward) if common.reward else world.score
+    return Setting(run, common, world, policy, score, acting_for(world, sample), start)
+
+
+def starting_policy(run: Run, common: Common, start: Start) -> Policy:
+    """The policy that a run begins with, before any adapter."""
+    name = common.policy
+    if start == "base" and common.base and name in FROM_SCRATCH:
+        recipe = BaseRecipe(
+            common.world,
+            parse_options(common.world_options),
+            policy=name,
+            until=(common.base_low, common.base_high),
+            max_tokens=common.max_tokens,
+        )
+        name = str(base(recipe, run.seed, run.reporter))
+    return load_policy(name, run.keys.at("init"), device=common.device)
+
+
+def acting_for(world: World, act: Acting) -> Acting:
+    """`act` in a world of one answer; whole episodes in a world of many turns."""
+    return episodes(world.env) if isinstance(world, Interactive) else act
+
+
+def parse_options(words: Sequence[str]) -> dict[str, Any]:
+    """`name=value` words as options; values are JSON where they parse as such, else text."""
+    out: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise UserError(f"a world option is name=value, not {word!r}")
+        try:
+            out[name] = json.loads(value)
+        except ValueError:
+            out[name] = value
+    return out

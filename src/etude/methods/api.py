@@ -25,7 +25,12 @@ def method(slug: str) -> Method:
 
 
 def train(
-    slug: str, *, out: str | Path | None = None, name: str | None = None, reporter: Reporter | None = None, **options: Any
+    slug: str,
+    *,
+    out: str | Path | None = None,
+    name: str | None = None,
+    reporter: Reporter | None = None,
+    **options: Any,
 ) -> Run:
     """Trains with a method and returns its run.
 

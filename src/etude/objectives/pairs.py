@@ -33,7 +33,8 @@ def normalise_pairs(batch: Batch) -> Batch:
     Raises UserError if a row belongs to no pair.
     """
     chosen, _ = _pairs(batch)
-    return replace(batch, row={**batch.row, "pair_weight": torch.full((batch.size,), 1.0 / len(chosen))})
+    weight = torch.full((batch.size,), 1.0 / len(chosen), dtype=torch.float64, device=chosen.device)
+    return replace(batch, row={**batch.row, "pair_weight": weight})
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class CacheDecoder:
         self.device = model.norm.weight.device
         self.lengths = torch.zeros(0, dtype=torch.int64, device=self.device)  # int64[R]
         self.capacity = 0
-        self.longest = 0  # an upper bound of lengths.max(), known without asking the device
+        self.longest = 0  # lengths.max(), known without asking the device
         self.keys: list[Tensor] = []  # a layer each: [R, Hk, C, d]
         self.values: list[Tensor] = []
 
@@ -57,8 +57,9 @@ class CacheDecoder:
         shape = self.model.shape
         like = self.model.norm.weight
         full = (len(ids), shape.kv_heads, self.capacity, shape.head_dim)
-        self.keys = [like.new_empty(full) for _ in range(shape.depth)]
-        self.values = [like.new_empty(full) for _ in range(shape.depth)]
+        # Zeros, because a masked weight of 0 does not silence the nan that stray memory may hold.
+        self.keys = [like.new_zeros(full) for _ in range(shape.depth)]
+        self.values = [like.new_zeros(full) for _ in range(shape.depth)]
         last = torch.empty(len(ids), shape.width, dtype=like.dtype, device=self.device)
         for chunk in _chunks(sizes):
             last[chunk] = self._run(ids, chunk)
@@ -87,9 +88,7 @@ class CacheDecoder:
     def step(self, tokens: Tensor) -> Tensor:
         """int64[R] -> f32[R, V]: appends one token to each row. Raises ValueError without room."""
         if self.longest >= self.capacity:
-            self.longest = int(self.lengths.max())  # rewinding may have made room
-            if self.longest >= self.capacity:
-                raise ValueError(f"no room for another token: a row holds {self.longest} of {self.capacity}")
+            raise ValueError(f"no room for another token: a row holds {self.longest} of {self.capacity}")
         place = self.lengths
         row = torch.arange(len(place), device=self.device)
         self.longest += 1
@@ -106,7 +105,7 @@ class CacheDecoder:
             scores = shared @ keys[:, :, :span].transpose(-1, -2) + hidden
             return (scores.softmax(-1) @ values[:, :, :span]).flatten(1, 2)
 
-        states = self.model(tokens, place, mix)
+        states = self.model(tokens.to(self.device), place, mix)
         self.lengths = place + 1
         return self.head(states).float()
 
@@ -114,18 +113,19 @@ class CacheDecoder:
     def select(self, rows: Tensor) -> None:
         """int64[R']: keeps, drops, reorders or repeats rows."""
         rows = rows.to(self.device)
-        self.lengths = self.lengths[rows]
+        self._cut(self.lengths[rows])
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                new = old.new_empty(len(rows), *old.shape[1:])
-                new[:, :, : self.longest] = old[rows, :, : self.longest]
-                tensors[layer] = new
+                tensors[layer] = old.index_select(0, rows)
 
     def rewind(self, lengths: Tensor) -> None:
         """int64[R]: cuts each row back to that many tokens. Raises ValueError for a longer or empty one."""
         lengths = lengths.to(self.device)
         if bool(((lengths < 1) | (lengths > self.lengths)).any()):
             raise ValueError("rows can be cut back to between 1 token and their present length, not otherwise")
+        self._cut(lengths)
+
+    def _cut(self, lengths: Tensor) -> None:
         self.lengths = lengths
         self.longest = int(lengths.max()) if len(lengths) else 0
 

@@ -38,7 +38,10 @@ def read(folder: str | Path) -> tuple[Shape, dict[str, Tensor]]:
     shape = _shape(folder / "config.json")
     files = [WEIGHTS]
     if (folder / INDEX).is_file():
-        files = sorted(set(_json(folder / INDEX).get("weight_map", {}).values()))
+        shards = _json(folder / INDEX).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UserError(f"{folder / INDEX} has no weight_map")
+        files = sorted({str(name) for name in shards.values()})
     elif not (folder / WEIGHTS).is_file() and (folder / "pytorch_model.bin").is_file():
         raise UserError(f"{folder} holds pickled weights, which are never read: save the model as safetensors")
     if (folder / HEADS).is_file():
@@ -63,7 +66,10 @@ def write(
     """
     folder = Path(folder)
     config = _config(shape) | {"eos_token_id": sorted(stops) or None, "pad_token_id": pad}
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from None
     tensors = {n: t.detach().cpu().contiguous() for n, t in weights.items()}
     if shape.tie_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -75,8 +81,8 @@ def write(
     else:
         (folder / HEADS).unlink(missing_ok=True)
     generation = {k: config[k] for k in ("eos_token_id", "pad_token_id")}
-    for name, values in (("generation_config.json", generation), ("config.json", config)):
-        _whole(folder / name, lambda path, v=values: path.write_text(json.dumps(v, indent=2) + "\n"))
+    _whole(folder / "generation_config.json", lambda path: path.write_text(json.dumps(generation, indent=2) + "\n"))
+    _whole(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
 
 
 def _shape(path: Path) -> Shape:
@@ -112,7 +118,7 @@ def _shape(path: Path) -> Shape:
             causal=config.get("is_causal", True),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: {type(error).__name__} in {error}: not a {family} configuration") from None
+        raise UserError(f"{path} is no {family} configuration: {type(error).__name__} {error}") from None
 
 
 def _scaling(rope: Mapping[str, Any], path: Path) -> RopeScaling | None:
@@ -121,8 +127,12 @@ def _scaling(rope: Mapping[str, Any], path: Path) -> RopeScaling | None:
         return None
     if kind != "llama3":
         raise UserError(f"{path}: rotary scaling {kind!r} is not read here, only 'llama3'")
-    names = ("factor", "low_freq_factor", "high_freq_factor")
-    return RopeScaling(*(float(rope[n]) for n in names), int(rope["original_max_position_embeddings"]))
+    return RopeScaling(
+        factor=float(rope["factor"]),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_limit=int(rope["original_max_position_embeddings"]),
+    )
 
 
 def _config(shape: Shape) -> dict[str, Any]:
@@ -176,7 +186,7 @@ def _whole(path: Path, write_to: Callable[[Path], Any]) -> None:
     try:
         write_to(part)
         os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     finally:
         part.unlink(missing_ok=True)

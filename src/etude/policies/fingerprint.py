@@ -23,20 +23,17 @@ class Fingerprint:
     def __call__(self, module: nn.Module, also: Iterable[object] = ()) -> str:
         """Hex digest of `module`'s parameters, buffers and adapter switches, and of `also`."""
         tensors = dict(module.state_dict(keep_vars=True))
-        state = [(name, t.data_ptr(), t._version, _sum(t)) for name, t in tensors.items()]
+        sums = torch.stack([t.detach().sum(dtype=torch.float32) for t in tensors.values()]).tolist()
+        state = [(name, t.data_ptr(), t._version) for name, t in tensors.items()], sums
         if state != self._seen:
             self._content = _content(tensors)
             self._seen = state
         return sha256(repr((self._content, _switches(module), *also)).encode()).hexdigest()[:32]
 
 
-def _sum(t: Tensor) -> float:
-    return float(t.detach().sum()) if t.numel() else 0.0
-
-
 def _content(tensors: dict[str, Tensor]) -> str:
     digest = sha256()
-    for name, t in tensors.items():
+    for name, t in sorted(tensors.items()):
         digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
         digest.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -13,20 +13,21 @@ from torch import Tensor, nn
 from etude.experience.batch import Batch
 from etude.experience.errors import UserError, unknown
 from etude.experience.protocols import Decoder, Tokenizer
-from etude.policies import checkpoint, gguf_weights, heads, taps
+from etude.policies import checkpoint, gguf_weights, taps
 from etude.policies.cache import CacheDecoder
 from etude.policies.fingerprint import Fingerprint
+from etude.policies.heads import HEADS, Heads
 from etude.policies.layout import Layout
 from etude.policies.outputs import Outputs
 from etude.policies.transformer import Shape, Transformer
 
-NEEDS = frozenset({"logp", "entropy", "logits", "hidden"}) | heads.HEADS
+NEEDS = frozenset({"logp", "entropy", "logits", "hidden"}) | HEADS
 
 
 class LM(nn.Module):
     """A `Policy` over tokens. `generator` draws the weights; without one they are left unset.
 
-    `heads` may hold `values`, `reward` and `classes`; ask for what they say by these names.
+    Needs: `logp`, `entropy`, `logits` (for `map_logits`), `hidden`, and the names of its heads.
     """
 
     def __init__(self, shape: Shape, tokenizer: Tokenizer, generator: torch.Generator | None = None) -> None:
@@ -36,7 +37,7 @@ class LM(nn.Module):
         self.limit = shape.limit
         self.model = Transformer(shape)
         self.lm_head = nn.Linear(shape.width, shape.vocab, bias=False)
-        self.heads = nn.ModuleDict()
+        self.heads = Heads()
         self._taps: list[int] = []
         self._fingerprint = Fingerprint()
         self.tie()
@@ -63,7 +64,7 @@ class LM(nn.Module):
         with torch.device("meta"):
             lm = cls(shape, tokenizer)
             for name in sorted(n.split(".")[1] for n in weights if n.startswith("heads.") and n.endswith("weight")):
-                lm.heads[name] = nn.Linear(shape.width, len(weights[f"heads.{name}.weight"]))
+                lm.heads.add(name, shape.width, len(weights[f"heads.{name}.weight"]))
         wanted = lm.state_dict()
         for name, like in wanted.items():
             if name not in weights:
@@ -96,11 +97,8 @@ class LM(nn.Module):
         return self.model.embed_tokens.weight.device
 
     def add_head(self, name: str, generator: torch.Generator, size: int = 1) -> Self:
-        """Adds (or replaces) the head `values`, `reward` or `classes` (of `size` classes)."""
-        if name not in heads.HEADS:
-            raise unknown("head", name, heads.HEADS)
-        made = heads.head(self.shape.width, size, generator)
-        self.heads[name] = made.to(self.device, self.model.norm.weight.dtype)
+        """Adds or replaces the head `values`, `reward` or `classes` (of `size` classes); gives this LM."""
+        self.heads.add(name, self.shape.width, size, generator).to(self.device, self.model.norm.weight.dtype)
         return self
 
     def states(self, batch: Batch) -> Tensor:
@@ -119,7 +117,7 @@ class LM(nn.Module):
         if batch.inputs.device != self.device:
             batch = batch.to(self.device)
         states = self.states(batch)
-        aux = heads.apply(self.heads, needs & heads.HEADS, states, batch)
+        aux = self.heads(needs & HEADS, states, batch)
         values = aux.pop("values", None)
         hidden = states.index_select(0, batch.at)
         return Outputs(needs, hidden, batch.actions["target"], self.lm_head, self.shape.vocab, values, aux)

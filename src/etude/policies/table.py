@@ -8,19 +8,25 @@ Shapes: `N` packed actions, `S` rows of the table, `V` vocabulary, `R` engine ro
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from hashlib import blake2b
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from etude.experience.batch import Batch
-from etude.experience.errors import UserError
+from etude.experience.errors import UserError, unknown
 from etude.experience.protocols import Tokenizer
 from etude.experience.types import Ids
+from etude.policies.fingerprint import Fingerprint
+from etude.policies.outputs import Outputs
 
+NEEDS = frozenset({"logp", "entropy", "logits", "hidden", "values"})
+FILE, WEIGHTS = "table.json", "table.safetensors"
 UNKNOWN = -1  # the place of a context without a row
 
 
@@ -44,6 +50,7 @@ class TablePolicy(nn.Module):
         self.logits = nn.Parameter(torch.zeros(rows, tokenizer.size, dtype=dtype))
         self.values = nn.Parameter(torch.zeros(rows, dtype=dtype))
         self._place: dict[tuple[int, ...], int] = {}
+        self._fingerprint = Fingerprint()
 
     @property
     def device(self) -> torch.device:
@@ -70,16 +77,33 @@ class TablePolicy(nn.Module):
         """f[R, V]: the logits after each context."""
         return self._look_up(self.logits, [self._place.get(self._key(c), UNKNOWN) for c in contexts])
 
-    def forward(self, batch: Batch, needs: frozenset[str]) -> TableOutputs:
-        """Raises UserError for branches or positions, which a table has no place for."""
-        if batch.branch is not None or batch.positions is not None:
-            raise UserError("a table policy reads plain left-to-right rows: no branches, no positions of their own")
+    def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs:
+        """Raises UserError for unknown needs, and for branches, positions and embeddings."""
+        for need in sorted(needs - NEEDS):
+            raise unknown("need", need, NEEDS)
+        if batch.branch is not None or batch.positions is not None or batch.inputs.is_floating_point():
+            raise UserError("a table policy reads plain rows of token ids: no branches, positions or embeddings")
         contexts = self._contexts(batch)
         if torch.is_grad_enabled():
             places = [self.place(c) for c in contexts]
         else:
             places = [self._place.get(c, UNKNOWN) for c in contexts]
-        ...
+        logits, target = self._look_up(self.logits, places), batch.actions["target"].to(self.device)
+        values = self._look_up(self.values, places) if "values" in needs else None
+        return Outputs(needs, logits, target, nn.Identity(), self.tokenizer.size, values)
+
+    @torch.no_grad()
+    def logp(self, batch: Batch) -> Tensor:
+        """f32[N] at temperature 1, without gradient."""
+        return self(batch, frozenset({"logp"})).logp
+
+    def decoder(self) -> TableDecoder:
+        """A decoder that remembers each row's tokens."""
+        return TableDecoder(self)
+
+    def fingerprint(self) -> str:
+        """Differs wherever the table or its contexts do."""
+        return self._fingerprint(self)
 
     def _contexts(self, batch: Batch) -> list[tuple[int, ...]]:
         """The context of each action."""
@@ -93,7 +117,27 @@ class TablePolicy(nn.Module):
     def _look_up(self, table: Tensor, places: Sequence[int]) -> Tensor:
         index = torch.tensor(places, dtype=torch.int64, device=self.device)
         known = (index != UNKNOWN).reshape(-1, *[1] * (table.ndim - 1))
-        return torch.where(known, table[index], 0)
+        return torch.where(known, table[index], 0.0)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes table.json and table.safetensors."""
+        sizes = {"order": self.order, "limit": self.limit}
+        state = {n: t.detach().cpu().contiguous() for n, t in self.state_dict().items()}
+        save_file(state, Path(folder) / WEIGHTS)
+        (Path(folder) / FILE).write_text(json.dumps(sizes) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> TablePolicy:
+        """Reads what `save` wrote. Raises UserError for files that are missing or damaged."""
+        folder = Path(folder)
+        try:
+            sizes = json.loads((folder / FILE).read_text())
+            state = load_file(folder / WEIGHTS)
+            policy = cls(tokenizer, sizes["order"], len(state["logits"]), sizes["limit"], dtype)
+            policy.load_state_dict(state)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"no table can be read from {folder}: {str(error).splitlines()[0]}") from None
+        return policy
 
     def get_extra_state(self) -> Tensor:
         """int32[S', order]: the contexts that have rows, -1 before the shorter ones."""
@@ -102,15 +146,6 @@ class TablePolicy(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self._place = {tuple(t for t in row if t >= 0): i for i, row in enumerate(state.tolist())}
-
-    def decoder(self) -> TableDecoder:
-        """A decoder that remembers each row's tokens."""
-        return TableDecoder(self)
-
-    def fingerprint(self) -> str:
-        """Of the contexts whose rows are not zero, with those rows."""
-        digest = blake2b(digest_size=16)
-        ...
 
 
 class TableDecoder:

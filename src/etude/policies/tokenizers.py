@@ -137,9 +137,9 @@ class HFTokenizer:
             if path.is_file():
                 return cls(AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name))
             return cls(AutoTokenizer.from_pretrained(path, local_files_only=True))
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # whatever the library's parsers raise about a bad file
             reason = str(error).strip().split("\n")[0]
-            raise UserError(f"no tokenizer can be read from {path}: {reason}") from None
+            raise UserError(f"no tokenizer can be read from {path}: {reason}") from error
 
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer's own files."""

@@ -54,6 +54,9 @@ class Shape:
     causal: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("vocab", "width", "depth", "heads", "kv_heads", "head_dim", "ffn", "limit"):
+            if not isinstance(size := getattr(self, name), int) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key-value heads evenly")
         if self.head_dim % 2:

@@ -169,8 +169,9 @@ class ChainWorld:
         return replace(problem, prompt=marker + prompt, meta={**problem.meta, "marker": marker})
 
     def score(self, problem: Problem, text: str) -> Outcome:
-        """Reward 1 if the last number in `text` is the last total, else 0."""
-        parsed = last_number(text)
+        """Reward 1 if the last number in `text` (after <answer>, where that is written) is the last
+        total, else 0."""
+        parsed = last_number(text.rpartition("<answer>")[2])
         correct = parsed is not None and parsed == last_number(problem.answer or "")
         return Outcome(float(correct), correct, parsed)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, field
 
 from etude.experience.errors import unknown
 from etude.experience.keys import Keys
@@ -24,6 +22,7 @@ from etude.worlds.working import (
     without_answer,
 )
 
+CHECK = "wait"  # what a check opens with
 EVERY = 3  # steps between two checks in the style "check"
 
 
@@ -37,7 +36,7 @@ class SumOracle:
 
     read: Callable[[Problem], tuple[tuple[int, ...], tuple[int, ...]]]
     notation: str
-    rule: Rule = Rule()
+    rule: Rule = field(default_factory=Rule)
     width: int = 0
     sep: str = ";"
     habit: tuple[float, ...] | None = None  # gives the style "bridged"; see ChainWorld
@@ -72,14 +71,20 @@ class SumOracle:
         return ((*steps, answer) if self.notation == "compact" and answer else steps), answer
 
     def explain(self, problem: Problem, text: str) -> str:
-        """The first step that does not follow."""
+        """The first step that does not follow. Stating a step again is no error, and a check may
+        repair the step before it."""
         steps, answer = self.parse(text)
+        good: list[str] = []
         for i, step in enumerate(steps):
-            if not self.check_step(problem, steps[:i], step):
+            if step.startswith(CHECK):
+                good[-1:] = [step.rpartition("=")[2].removesuffix(" yes")]
+            elif self.check_step(problem, good, step):
+                good.append(step)
+            elif not good or squeeze(step) != squeeze(good[-1]):
                 return f"step {i + 1} is wrong"
         if not answer:
             return "no answer"
-        return "a step is missing" if self.plan(problem, steps) else "wrong answer"
+        return "a step is missing" if self.plan(problem, good) else "wrong answer"
 
     def hints(self, problem: Problem) -> tuple[tuple[str, ...], ...]:
         """How to go about it (natural notation only), then the first total, the first two, ..."""
@@ -115,7 +120,8 @@ class SumOracle:
         for i, z in enumerate(numbers):
             slips = self._slips(faults[i], c, z) if i in faults else ()
             written = int(keys.at("slip", i).numpy().choice(slips)) if slips else self.rule.next(c, z)
-            steps.append(self._step(c, z, written))
+            shown = -z if faults.get(i) == "wrong-operator" else z
+            steps.append(self._step(c, shown, written))
             c = written
         answer = self._number(c)
         if kind := faults.get(len(numbers)):
@@ -139,20 +145,19 @@ class SumOracle:
             pieces, answer = self._checked(problem, solution)
         elif style == "verbose":
             pieces = repeated(pieces, keys)
-        if self.notation == "natural" or style in ("direct", "check"):
-            pieces.append((answer, n))
-        else:  # the last total is the answer
-            pieces[-1] = (answer, n)
-        done = lay_out(pieces, n, self.notation, self.sep)
-        if self.notation == "compact" and n and not done.steps[n - 1]:
-            return Demonstration(done.text, (*done.steps[: n - 1], done.steps[n], done.steps[n]))
+        shared = self.notation == "compact" and bool(pieces) and style != "check"
+        if shared:  # the last total is the answer
+            pieces.pop()
+        done = lay_out([*pieces, (answer, n)], n, self.notation, self.sep)
+        if shared:
+            return Demonstration(done.text, (*done.steps[:-2], done.steps[-2] + done.steps[-1], done.steps[-1]))
         return done
 
     def _checked(self, problem: Problem, solution: Solution) -> tuple[list[Piece], str]:
         """The steps with a check after every third and the last: it goes back to the total before the
         last checked numbers, re-adds them, says "yes" or the repaired total, and the next step goes on
         from there. A step that was wrong is wrong here by as much."""
-        steps, _ = solution
+        steps, answer = solution
         numbers, c = self._state(problem, ())
         assert c is not None
         pieces: list[Piece] = []
@@ -169,20 +174,19 @@ class SumOracle:
                 continue
             redone = (checked, *numbers[since : i + 1])
             right = self.rule.totals(redone)[-1]
-            sum_ = self._sum(redone)
-            pieces.append((f"wait {sum_}={self._number(right)}{' yes' if right == total else ''}", None))
+            equals = "=" if self.notation == "compact" else " = "
+            verdict = " yes" if right == total else ""
+            pieces.append((f"{CHECK} {self._sum(redone)}{equals}{self._number(right)}{verdict}", None))
             before, checked, since = right, right, i + 1
-        return pieces, self._number(before)
+        implied = self._number(written)
+        return pieces, self._number(before) if answer == implied else answer
 
     def _state(self, problem: Problem, steps: Sequence[str]) -> tuple[tuple[int, ...], int | None]:
         """(numbers still to be added, the total written last)."""
         numbers, given = self.read(problem)
         done = len(given) + len(steps)
-        if steps:
-            c = _last(steps[-1])
-        else:
-            c = given[-1] if given else self.rule.start(numbers[0])
-        return numbers[1 + done :], c
+        start = given[-1] if given else self.rule.start(numbers[0])
+        return numbers[1 + done :], _last(steps[-1]) if steps else start
 
     def _slips(self, kind: str, c: int, z: int) -> tuple[int, ...]:
         """The wrong totals that a fault of this kind could put in place of the right one."""
@@ -199,7 +203,7 @@ class SumOracle:
             wrong = (c,)
         else:
             raise unknown("fault", kind, self.kinds)
-        return tuple(w for w in wrong if w != right and (w >= 0 or right < 0 or self.rule.modulus is None))
+        return tuple(w for w in wrong if w != right)
 
     def _near(self, right: int) -> tuple[int, ...]:
         near = [self.rule.start(right + d) for d in (-3, -2, -1, 1, 2, 3)]
@@ -213,10 +217,10 @@ class SumOracle:
 
     def _sum(self, numbers: Sequence[int]) -> str:
         """The sum written out: "12 + 7 - 3", "12 + 7*5 + 3 mod 50"; compact without spaces."""
-        text = self._number(numbers[0])
-        for z in numbers[1:]:
-            text += f" {'-' if z < 0 else '+'} {f'{self.rule.scale}*' if self.rule.scale != 1 else ''}{self._number(abs(z))}"
-            text += f" + {self.rule.shift}" if self.rule.shift else ""
+        scale = "" if self.rule.scale == 1 else f"{self.rule.scale}*"
+        shift = f" + {self.rule.shift}" if self.rule.shift else ""
+        added = (f" {'-' if z < 0 else '+'} {scale}{self._number(abs(z))}{shift}" for z in numbers[1:])
+        text = self._number(numbers[0]) + "".join(added)
         if self.notation == "compact":
             return squeeze(text)
         return f"{text} mod {self.rule.modulus}" if self.rule.modulus else text
@@ -252,7 +256,7 @@ def chain_sum_oracle(notation: str) -> SumOracle:
     def read(problem: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
         parts = problem.meta["entry"]["metadata"]["expression"].split()
         signs = [1, *(-1 if op == "-" else 1 for op in parts[1::2])]
-        return tuple(int(np.prod((s, int(z)))) for s, z in zip(signs, parts[::2], strict=True)), ()
+        return tuple(sign * int(z) for sign, z in zip(signs, parts[::2], strict=True)), ()
 
     return SumOracle(read, notation)
 

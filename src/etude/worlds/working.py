@@ -43,7 +43,10 @@ class Demonstration:
 class StepOracle(Oracle, Protocol):
     """An oracle that goes on from any state, and can err on demand."""
 
-    kinds: tuple[str, ...]  # of faults
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of faults it can make."""
+        ...
 
     def plan(self, problem: Problem, steps: Sequence[str]) -> str | None:
         """The next step after `steps`; None when they are done, or lead nowhere."""

@@ -55,7 +55,9 @@ def train(s: Setting, config: RFT) -> None:
         s.run.keep(groups, [any(m.correct for m in g.members) for g in groups])
         s.run.log({"accuracy": sum(g.solved for g in groups) / len(groups), "examples": float(len(rows))})
         if not rows:
-            raise UserError(f"round {r}: none of {config.problems * config.members} answers was right: start from a better policy")
+            raise UserError(
+                f"round {r}: none of {config.problems * config.members} answers was right: start from a better policy"
+            )
         return Examples(rows)
 
     def step(r: int, data: Examples) -> None:

