@@ -86,7 +86,7 @@ def test_many_rows_are_paged(tmp_path, monkeypatch):
     assert ids == list(range(1, 26))
 
 
-def test_what_cannot_be_exported_is_said_in_one_line(store, tmp_path, monkeypatch):
+def test_what_cannot_be_exported_is_said_in_one_line(store, tmp_path):
     (tmp_path / "file").write_text("x")
     for path, table, message in (
         ("out.csv", "trajectories", r"the name must end in .jsonl or .parquet"),
@@ -105,7 +105,7 @@ def test_a_failed_export_leaves_the_old_file(store, tmp_path, monkeypatch):
     path = tmp_path / "out.jsonl"
     path.write_text("old\n")
     monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(UserError, match="cannot write .*: No space left on device"):
+    with pytest.raises(UserError, match="No space left on device"):
         export_run(store, path)
     assert path.read_text() == "old\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "run"]

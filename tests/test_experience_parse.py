@@ -37,13 +37,13 @@ def test_nothing_raises_and_spans_hold_what_they_say(text):
 @pytest.mark.parametrize(
     "piece", [*PIECES, "<answer><answer>", "<a ", "{{", '{"a":', "answer ", "answer **", "verdict  "]
 )
-@pytest.mark.parametrize("end", ["", "x", "}" * 1000, "</answer>"])
-def test_time_is_linear_in_hostile_text(piece, end):
-    text = piece * (200_000 // len(piece)) + end
+def test_time_is_linear_in_hostile_text(piece):
+    text = piece * (60_000 // len(piece))
     start = time.process_time()
     for function in (parse, answer, verdict, tool_calls):
-        function(text)
-    assert time.process_time() - start < 2.0  # quadratic would take minutes
+        for end in ("", "}" * 1000, "</answer>"):
+            function(text + end)
+    assert time.process_time() - start < 3.0  # quadratic would take a minute
 
 
 def test_tags():

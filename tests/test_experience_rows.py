@@ -66,7 +66,7 @@ def check(micro: Batch, family: list[Trajectory]) -> list[tuple[int, int, int]]:
     return seen
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=90, deadline=None)
 @given(families(), st.sampled_from((None, "actor", "critic")), st.integers(1, 80))
 def test_every_action_keeps_its_identity_context_law_and_log_probabilities(family, agent, budget):
     packed = [r for i, t in enumerate(family) for r in rows(t, agent, trajectory=i)]

@@ -77,7 +77,7 @@ def dump(folder: Path) -> tuple[list[str], dict[str, bytes]]:
     return lines, {p.name: p.read_bytes() for p in sorted((folder / "shards").iterdir())}
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(groups(), st.booleans()), min_size=1, max_size=3))
 def test_trajectories_come_back_bit_for_bit(written):
     with tempfile.TemporaryDirectory() as folder, Store(folder) as store:

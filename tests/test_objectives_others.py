@@ -10,7 +10,7 @@ from etude.experience.batch import Link, normalise, pack, split
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.meter import Meter
-from etude.experience.rows import example
+from etude.experience.rows import Row, example
 from etude.objectives.distil import Distil
 from etude.objectives.kl import kl_divergence
 from etude.objectives.nll import NLL
@@ -150,9 +150,15 @@ def test_the_reference_is_cached_by_row_and_dropped_when_it_moves():
     torch.testing.assert_close(again.actions["logp_ref"], first.select([3, 1]).actions["logp_ref"])
     assert reference.scored == len(batch.at)
     assert meter["scored"] == len(batch.inputs)
+    demonstrated = example([1], [2, 2])
     fresh = pack([example([1, 2], [3, 4, 5]), example([1], [2, 3, 4, 5])])  # same ids, other actions
     got = with_reference(fresh, reference, cache)
     torch.testing.assert_close(got.actions["logp_ref"], reference.logp(fresh).float())
+    ids, one = np.array([1, 2, 2], np.int32), demonstrated.columns
+    twins = pack([Row(ids, np.array([i], np.int32), {n: v[:1] for n, v in one.items()}) for i in (0, 1)])
+    assert twins.actions["target"].tolist() == [2, 2]  # same ids, same targets, another position
+    got = with_reference(twins, reference, cache)
+    torch.testing.assert_close(got.actions["logp_ref"], reference.logp(twins).float())
     with torch.no_grad():
         reference.head.bias += torch.randn(11)
     moved = with_reference(batch, reference, cache)

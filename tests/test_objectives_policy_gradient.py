@@ -194,6 +194,33 @@ def test_sequence_ratio():
     torch.testing.assert_close(gradient, policy.gradient(), rtol=1e-6, atol=1e-9)
 
 
+def test_actions_without_weight_are_not_in_the_sequence():
+    policy, _, batch = sampled(7)
+    weight = (torch.arange(len(batch.at)) % 3 > 0).float()
+    spoilt = batch.with_actions(weight=weight, logp_old=torch.where(weight > 0, batch.actions["logp_raw"], torch.nan))
+    alone = batch.with_actions(weight=weight)
+    moved = alone.with_actions(logp_old=torch.where(weight > 0, batch.actions["logp_raw"], -5.0))
+    results = [run(ClippedPG(ratio="sequence"), policy, b, "sequence") for b in (spoilt, alone, moved)]
+    assert results[0][0] == results[1][0] == results[2][0]
+    out = policy(alone, frozenset())
+    keep = (weight > 0) & (batch.row_of == 0)
+    want = (out.logp - batch.actions["logp_raw"])[keep].mean().exp()
+    norm = normalise(alone, "sequence")
+    ratio = ClippedPG(ratio="sequence")._log_ratio(out.logp, batch.actions["logp_raw"], norm)[keep].exp()
+    torch.testing.assert_close(ratio, want.expand(len(ratio)))
+
+
+def test_the_entropy_bonus_raises_entropy():
+    policy, _, batch = sampled(5)
+    plain, bonus = (run(ClippedPG(entropy_coef=c), policy, batch) for c in (0.0, 0.5))
+    policy.zero_grad()
+    entropy = policy(batch, frozenset({"entropy"})).entropy.mean()
+    (-0.5 * entropy).backward()
+    assert bonus[0] - plain[0] == pytest.approx(-0.5 * float(entropy.detach()), rel=1e-6)
+    torch.testing.assert_close(bonus[1] - plain[1], policy.gradient(), rtol=1e-5, atol=1e-8)
+    assert bonus[2]["entropy"][0] / bonus[2]["entropy"][1] == pytest.approx(float(entropy.detach()), rel=1e-6)
+
+
 def test_what_may_not_enter_a_ratio():
     policy, _, batch = sampled(0)
     objective = ClippedPG()

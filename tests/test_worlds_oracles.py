@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ def test_hints_go_from_abstract_to_concrete_without_the_answer(name: str) -> Non
                 if "/" in answer or "*" in answer or " " in answer:
                     assert answer not in hint
         shown = [h for tier in found for h in tier if "=" in h or ";" in h]
-        assert all(b.startswith(a) for a, b in zip(shown, shown[1:], strict=False))
+        assert all(b.startswith(a) for a, b in pairwise(shown))
     assert tiers > PROBLEMS / 2
 
 

@@ -77,13 +77,17 @@ def test_the_last_info_holds_the_outcome() -> None:
 
 def test_feedback_gives_a_reason_but_not_the_answer() -> None:
     inner = ReasoningWorld("countdown", notation="compact")
-    problem = RetryWorld(inner).problem("train", 0)
-    env = RetryWorld(inner).env(problem)
-    env.reset()
-    numbers = problem.meta["entry"]["metadata"]["numbers"]
-    target = problem.meta["entry"]["metadata"]["target"]
-    observation = env.step("+".join(map(str, numbers)))[0]
-    assert observation == f"wrong: gives {sum(numbers)}, not {target}"
+    wrong = 0
+    for i in range(10):
+        problem = RetryWorld(inner).problem("train", i)
+        env = RetryWorld(inner).env(problem)
+        env.reset()
+        numbers = problem.meta["entry"]["metadata"]["numbers"]
+        target = problem.meta["entry"]["metadata"]["target"]
+        observation, reward, *_ = env.step("+".join(map(str, numbers)))
+        wrong += reward == 0
+        assert observation == ("right" if reward else f"wrong: gives {sum(numbers)}, not {target}")
+    assert wrong
     world = ReasoningWorld("chain_sum", notation="natural")
     oracle = faulty(step_oracle(world), 1.0, ("arithmetic",))
     for i in range(50):
@@ -99,7 +103,7 @@ def test_retry_is_the_inner_world_for_one_answer() -> None:
     problem = RETRY.problem("test", 4, "long")
     assert problem.prompt == RETRY.inner.problem("test", 4, "long").prompt
     assert RETRY.score(problem, problem.answer or "").correct
-    assert (RETRY.name, RETRY.categories, RETRY.size("train")) == ("retry/chain", ("short", "long"), None)
+    assert (RETRY.name, RETRY.categories, RETRY.size("train")) == ("retry:chain", ("short", "long"), None)
     assert isinstance(RETRY, Interactive)
     assert step_oracle(RETRY).solve(problem)[1] == problem.answer
 
@@ -135,10 +139,12 @@ def test_retry_snapshots_continue_alike(index: int, before: list[str], after: li
     same_continuation(RETRY.env(problem), RETRY.env(problem), fill[: len(before)], fill[len(before) :])
 
 
-moves = st.lists(st.one_of(st.integers(0, 40), st.sampled_from(["dance", "go nowhere", "", "> look\nlook"])), max_size=4)
+moves = st.lists(
+    st.one_of(st.integers(0, 40), st.sampled_from(["dance", "go nowhere", "", "> look\nlook"])), max_size=4
+)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2), moves, moves)
 def test_textworld_snapshots_continue_alike(index: int, before: list[int | str], after: list[int | str]) -> None:
     problem = GAMES.problem("train", index)
@@ -149,25 +155,25 @@ def same_continuation(env: TextEnv, other: TextEnv, before: list[Any], after: li
     """A snapshot restored into another environment, and into the same one later, continues alike."""
     _, info = env.reset(seed=3)
     for action in before:
-        if env._over:
+        if env.over:
             break
         info = env.step(chosen(action, info))[4]
     state = env.snapshot()
     json.loads(state)
-    first = [] if env._over else finish(env, after, info)
+    over = env.over
+    first = finish(env, after, info)
     other.restore(state)
-    assert other.snapshot() == state
-    assert other._over == (not first and bool(after) and not first) or not other._over
-    second = [] if other._over else finish(other, after, info)
+    assert (other.snapshot(), other.over) == (state, over)
+    second = finish(other, after, info)
     env.restore(state)
-    third = [] if env._over else finish(env, after, info)
+    third = finish(env, after, info)
     assert first == second == third
 
 
 def finish(env: TextEnv, actions: list[Any], info: dict[str, Any]) -> list[Any]:
     results: list[Any] = []
     for action in actions:
-        if env._over:
+        if env.over:
             break
         results.append(env.step(chosen(action, info)))
         info = results[-1][4]

@@ -104,7 +104,7 @@ def _parts() -> dict[str, list[str]]:
     from typing import get_args
 
     from etude.experience.plugs import Kind, names
-    from etude.learning import group_rl  # noqa: F401  registers every plug below it
+    from etude.learning import group_rl  # noqa: F401  registers the plugs
 
     return {kind: names(kind) for kind in get_args(Kind) if names(kind)}
 
@@ -114,6 +114,5 @@ def _print_names(names: dict[str, list[str]], as_json: bool) -> None:
         print(json.dumps(names))
         return
     for kind, found in names.items():
-        print(
-            f"{kind}:\n{textwrap.fill('  '.join(found), 100, initial_indent='  ', subsequent_indent='  ', break_on_hyphens=False)}"
-        )
+        words = textwrap.wrap("  ".join(found), 100, break_on_hyphens=False)
+        print("\n".join([f"{kind}:", *(f"  {line}" for line in words)]))

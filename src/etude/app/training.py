@@ -77,7 +77,7 @@ def resume(argv: Sequence[str]) -> None:
 def _report(run: Any, seconds: float, as_json: bool) -> None:
     """The result of a run: held-out accuracy at its first and last evaluation."""
     with Store(run.folder, read_only=True) as store:
-        found = [e for e in store.evaluations("accuracy")]
+        found = store.evaluations("accuracy")
     result: dict[str, Any] = {"run": str(run.folder), "seconds": round(seconds, 1), "cost": run.meter.read()}
     if found:
         result |= {
@@ -93,8 +93,7 @@ def _report(run: Any, seconds: float, as_json: bool) -> None:
         print(f"{name}: done in {seconds:.0f} s (run: {run.folder})")
         return
     for label, e in (("before", found[0]), ("after", found[-1])):
-        print(
-            f"held-out accuracy {label}: {e['value']:.1%} (95% interval {e['low']:.1%} to {e['high']:.1%}, n = {e['n']})"
-        )
+        interval = f"95% interval {e['low']:.1%} to {e['high']:.1%}, n = {e['n']}"
+        print(f"held-out accuracy {label}: {e['value']:.1%} ({interval})")
     a, b = found[0]["value"], found[-1]["value"]
     print(f"{name}: held-out accuracy {100 * a:.1f}% -> {100 * b:.1f}% in {seconds:.0f} s (run: {run.folder})")

@@ -14,10 +14,10 @@ import numpy as np
 from etude.experience.batch import Batch, Link, pack
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
-from etude.experience.rows import Row, example
-from etude.experience.types import Group, Law, Prompt, Trajectory
 from etude.experience.protocols import Tokenizer
+from etude.experience.rows import Row, example
 from etude.experience.rows import rows as rows_of
+from etude.experience.types import Group, Law, Prompt, Trajectory
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ class Uniform(PoolCurriculum):
 class Mixture(PoolCurriculum):
     """Categories in fixed shares, by `weights` (any positive scale; None: equal).
 
-    After any number m of draws, category c has come m w_c times to within less than one, so shares are
-    exact wherever m w_c are whole: R. Tijdeman, "The chairman assignment problem", Discrete
+    After any number m of draws, category c of k has come m w_c times to within 1 - 1 / (2k - 2), so shares
+    are exact wherever all m w_c are whole: R. Tijdeman, "The chairman assignment problem", Discrete
     Mathematics 32, 1980, section 2. A problem keeps its source in `category`.
     """
 

@@ -6,7 +6,7 @@ Nothing here runs anything; `lab/` does. A claim is fixed before its seeds are r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from json import dumps
 from typing import Any, Literal
@@ -38,9 +38,14 @@ class BaseRecipe:
     check_problems: int = 128
     max_tokens: int = 64  # longest answer when pass@1 is looked at
 
+    def plain(self) -> dict[str, Any]:
+        """The recipe as JSON holds it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
     def digest(self, seed: int) -> str:
         """The cache key: everything that decides the weights."""
-        return blake2b(dumps([vars(self), seed], sort_keys=True, default=dict).encode(), digest_size=10).hexdigest()
+        return blake2b(dumps([self.plain(), seed], sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
 @dataclass(frozen=True)

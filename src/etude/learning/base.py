@@ -7,11 +7,9 @@ can be killed and goes on, and cached under the recipe's hash.
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from etude.acting.agent import PolicyAgent
 from etude.acting.sample import sample
 from etude.curation.examples import completion
 from etude.experience.batch import Batch, normalise, pack
+from etude.experience.cache import cache_folder
 from etude.experience.claims import BaseRecipe
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
@@ -34,11 +33,6 @@ from etude.worlds.oracles import load_oracle
 from etude.worlds.registry import load_world
 
 PROBES = 1 << 20  # training problems from this index on are kept for pass@1 while a base is taught
-
-
-def cache_folder() -> Path:
-    """Where base models are kept: $ETUDE_CACHE, or ~/.cache/etude."""
-    return Path(os.environ.get("ETUDE_CACHE") or Path.home() / ".cache" / "etude")
 
 
 def base(recipe: BaseRecipe, seed: int, reporter: Reporter | None = None) -> Path:
@@ -81,7 +75,7 @@ def _teach(recipe: BaseRecipe, seed: int, folder: Path, reporter: Reporter | Non
     policy = load_policy(recipe.policy, Keys(seed).at("init"), **recipe.shape)
     world = load_world(recipe.world, notation=policy.tokenizer.notation, **recipe.options)
     oracle = load_oracle(world, rate=recipe.noise, kinds=recipe.faults)
-    config = {"seed": seed, "recipe": asdict(recipe)}
+    config = {"seed": seed, "recipe": recipe.plain()}
     resume = (scratch / "config.json").exists()
     if not resume:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -14,8 +14,8 @@ from etude.experience.batch import By
 from etude.experience.errors import UserError
 from etude.experience.plugs import Kind, Plug, check, plug, register
 from etude.experience.protocols import Limits
+from etude.learning import parts  # noqa: F401  registers the plugs
 from etude.learning.learner import Optim, Seat
-from etude.learning import select  # noqa: F401  registers the selectors
 from etude.learning.loops import on_policy
 from etude.learning.setting import Setting
 
@@ -36,7 +36,7 @@ class GroupRL:
     max_draws: int = 1  # groups drawn at most, as a multiple of `problems`, while some are not selected
     curriculum: str = "uniform"
     act: str = "sample"
-    reward: str = "outcome"
+    shaping: str = "none"  # of rewards
     selector: str = "all"
     credit: str = "grpo"
     objective: str = "grpo"
@@ -61,7 +61,7 @@ def compose(config: GroupRL, law_raw: bool) -> dict[Kind, Plug]:
     named = {
         "curriculum": config.curriculum,
         "acting": config.act,
-        "reward": config.reward,
+        "reward": config.shaping,
         "selector": config.selector,
         "credit": config.credit,
         "objective": config.objective,
@@ -87,7 +87,7 @@ def group_rl(s: Setting, config: GroupRL) -> None:
         s.roles(),
         steps=config.steps,
         curriculum=build("curriculum", world=s.world),
-        act=build("acting"),
+        act=s.acting(build("acting")),
         score=s.score,
         shape=build("reward", limits=s.limits),
         select=build("selector"),
@@ -105,6 +105,6 @@ def group_rl(s: Setting, config: GroupRL) -> None:
     )
 
 
-@register("reward", "outcome")
-def outcome(limits: Limits) -> None:
+@register("reward", "none")
+def unshaped(limits: Limits) -> None:
     """The world's outcome as it is."""

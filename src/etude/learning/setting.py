@@ -16,6 +16,7 @@ from etude.acting.sample import sample
 from etude.audits.evaluate import Evaluation, evaluate
 from etude.experience.claims import BaseRecipe
 from etude.experience.errors import UserError
+from etude.experience.meter import Meter
 from etude.experience.protocols import Acting, Clock, Interactive, Limits, Policy, Roles, Score, World
 from etude.experience.types import RAW, Law
 from etude.learning.base import base
@@ -23,7 +24,7 @@ from etude.learning.run import Run
 from etude.learning.weights import Weights
 from etude.policies.zoo import load_policy
 from etude.worlds.registry import load_world
-from etude.worlds.rewards import with_rewards
+from etude.worlds.rewards import Rewards
 
 Start = Literal["base", "random"]
 FROM_SCRATCH = ("tiny", "small")  # zoo names that start from random weights
@@ -75,7 +76,6 @@ class Setting:
     world: World
     policy: Policy
     score: Score
-    act: Acting  # how this world is acted in: one answer, or an episode of many turns
     start: Start
 
     @property
@@ -87,6 +87,10 @@ class Setting:
     def limits(self) -> Limits:
         """When an answer ends."""
         return Limits(max_tokens=self.common.max_tokens)
+
+    def acting(self, act: Acting) -> Acting:
+        """How this world is acted in: by `act`, or in episodes where it has many turns."""
+        return acting_for(self.world, act, self.run.meter, self.common.max_tokens)
 
     def roles(self) -> Roles:
         """The policy as the actor."""
@@ -104,7 +108,8 @@ class Setting:
         every time; nothing is charged to the run."""
         roles = {"actor": PolicyAgent(self.policy, "actor", RAW, self.limits)}
         return evaluate(
-            roles, self.world, "test", self.common.eval_problems, self.common.eval_samples, self.act,
+            roles, self.world, "test", self.common.eval_problems, self.common.eval_samples,
+            acting_for(self.world, sample, room=self.common.max_tokens),
             self.run.keys.at("evaluate"),
         )  # fmt: skip
 
@@ -125,8 +130,8 @@ def setting(run: Run, common: Common, start: Start = "base") -> Setting:
 
         policy = add_lora(policy, common.lora.rank, common.lora.alpha)
     run.track("policy", Weights(policy))
-    score = with_rewards(world.score, common.reward) if common.reward else world.score
-    return Setting(run, common, world, policy, score, acting_for(world, sample), start)
+    score = Rewards(common.reward, verifier=world.score) if common.reward else world.score
+    return Setting(run, common, world, policy, score, start)
 
 
 def starting_policy(run: Run, common: Common, start: Start) -> Policy:
@@ -144,9 +149,10 @@ def starting_policy(run: Run, common: Common, start: Start) -> Policy:
     return load_policy(name, run.keys.at("init"), device=common.device)
 
 
-def acting_for(world: World, act: Acting) -> Acting:
-    """`act` in a world of one answer; whole episodes in a world of many turns."""
-    return episodes(world.env) if isinstance(world, Interactive) else act
+def acting_for(world: World, act: Acting, meter: Meter | None = None, room: int = 64) -> Acting:
+    """`act` in a world of one answer; whole episodes, whose turns may take `room` tokens, in a world of
+    many turns."""
+    return episodes(world.env, meter, room=room) if isinstance(world, Interactive) else act
 
 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+EXTRA = "_extra_state"  # how torch calls the part of a module's state that is no tensor
 
 
 class Weights:
@@ -19,15 +21,20 @@ class Weights:
     def _trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The trainable parameters by name, detached."""
-        return {name: p.detach() for name, p in self._trainable().items()}
+    def state_dict(self) -> dict[str, Any]:
+        """The trainable parameters by name, detached, and what else decides how they are read (the
+        table's contexts)."""
+        extra = {name: v for name, v in self.policy.state_dict().items() if name.endswith(EXTRA)}
+        return {**{name: p.detach() for name, p in self._trainable().items()}, **extra}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copies values back in place. Raises ValueError if the names differ."""
+        extra = {name: v for name, v in state.items() if name.endswith(EXTRA)}
         own = self._trainable()
-        if own.keys() != state.keys():
-            raise ValueError(f"weights differ in {sorted(own.keys() ^ state.keys())[:3]}")
+        if own.keys() != state.keys() - extra.keys():
+            raise ValueError(f"weights differ in {sorted(own.keys() ^ (state.keys() - extra.keys()))[:3]}")
         with torch.no_grad():
             for name, p in own.items():
                 p.copy_(state[name])
+        if extra:
+            self.policy.load_state_dict(extra, strict=False)

@@ -21,9 +21,9 @@ Weight = Callable[[Tensor, Batch], Tensor | None]
 class NLL(Pure):
     """loss = sum of weight x w x (-log p), over actions.
 
-    `weight(logp f[N], batch)` gives w (f[N], or None for 1). No gradient flows through it, so that any
-    loss whose gradient is w(p) grad log p is one line: a mask, a coverage factor, a clipped importance
-    weight. The metric `nll` does not include it.
+    `weight(logp f[N], batch)` gives w (f[N], or None for 1). Its log-probabilities carry no gradient, so
+    any loss whose gradient is w(p) grad log p is one line: a mask, a coverage factor, a clipped
+    importance weight. The metric `nll` does not include w.
     """
 
     weight: Weight | None = None
@@ -33,5 +33,5 @@ class NLL(Pure):
         """See `Objective`."""
         term = -out.logp
         w = self.weight(out.logp.detach(), batch) if self.weight else None
-        total = weighted(batch, term if w is None else w.detach() * term)
+        total = weighted(batch, term if w is None else w * term)
         return Loss(total, counted(batch, nll=term))

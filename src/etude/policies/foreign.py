@@ -63,7 +63,9 @@ class ForeignLM(nn.Module):
             raise missing("transformers", "hf", f"the model {path}") from None
         path = Path(path)
         file = path.is_file()
-        where: dict[str, Any] = {"gguf_file": path.name} if file else {"local_files_only": True}
+        where: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+        if file:
+            where["gguf_file"] = path.name
         folder = path.parent if file else path
         try:
             config = AutoConfig.from_pretrained(folder, **where)
@@ -78,22 +80,22 @@ class ForeignLM(nn.Module):
                 output_loading_info=True,
                 **where,
             )
+            heads = load_file(folder / HEADS_FILE) if (folder / HEADS_FILE).is_file() else {}
         except Exception as error:  # whatever the library's parsers raise about a bad file
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"transformers cannot read a causal language model from {path}: {reason}") from error
         for name in sorted(info["missing_keys"]):  # which transformers would fill with random numbers
             raise UserError(f"{path}: the tensor {name!r} is missing")
         policy = cls(model.eval(), tokenizer)
-        if (folder / HEADS_FILE).is_file():
-            weights = load_file(folder / HEADS_FILE)
-            for name in sorted(n.split(".")[0] for n in weights if n.endswith("bias")):
-                policy.add_head(name, size=len(weights[f"{name}.bias"]))
-            policy.heads.load_state_dict(weights)
+        for name in sorted(n.split(".")[0] for n in heads if n.endswith("bias")):
+            policy.add_head(name, size=len(heads[f"{name}.bias"]))
+        policy.heads.load_state_dict(heads)
         return policy
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that `load` and `transformers` read, with the heads in a file beside the model."""
         self.model.save_pretrained(folder)
+        (Path(folder) / HEADS_FILE).unlink(missing_ok=True)
         if self.heads.names:
             save_file({n: t.cpu() for n, t in self.heads.state_dict().items()}, Path(folder) / HEADS_FILE)
 

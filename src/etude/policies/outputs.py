@@ -71,6 +71,8 @@ class Outputs:
         return self._map(f)
 
     def _map(self, f: Callable[[Tensor, slice], Any]) -> Any:
+        if len(self._hidden) <= self._rows:  # one chunk: keeping it is cheaper than making it again
+            return self._apply(f, slice(0, len(self._hidden)), self._hidden)
         parts = []
         start = 0
         for h in self._hidden.split(self._rows):
@@ -79,10 +81,11 @@ class Outputs:
             start = at.stop
         if isinstance(parts[0], tuple):
             return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return torch.cat(parts)
 
     def _apply(self, f: Callable[[Tensor, slice], Any], at: slice, h: Tensor) -> Any:
-        return f(self._head(h).float(), at)
+        logits = self._head(h)
+        return f(logits.to(torch.promote_types(logits.dtype, torch.float32)), at)
 
 
 def _remade(f: Callable[[Tensor], Any], h: Tensor) -> Any:

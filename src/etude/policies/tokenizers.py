@@ -134,9 +134,10 @@ class HFTokenizer:
             raise missing("transformers", "hf", "reading a pretrained tokenizer") from None
         path = Path(path)
         try:
+            where: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
             if path.is_file():
-                return cls(AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name))
-            return cls(AutoTokenizer.from_pretrained(path, local_files_only=True))
+                return cls(AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **where))
+            return cls(AutoTokenizer.from_pretrained(path, **where))
         except Exception as error:  # whatever the library's parsers raise about a bad file
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"no tokenizer can be read from {path}: {reason}") from error

@@ -7,7 +7,6 @@ and the adapter beside it in `adapter/` if there is one.
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import struct
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
 
+from etude.experience.cache import cache_folder
 from etude.experience.errors import UserError, unknown
 from etude.experience.keys import Keys
 
@@ -66,6 +66,8 @@ def load_policy(
 
 def save_policy(policy: Policy, folder: str | Path) -> None:
     """Writes a folder that `load_policy` reads back identically. Raises UserError if the disk refuses."""
+    from safetensors import SafetensorError
+
     from etude.policies.adapters import adapted, adapter_off, save_adapter
 
     folder = Path(folder)
@@ -80,13 +82,8 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
                 model.save(folder)
         else:
             model.save(folder)
-    except OSError as error:
-        raise UserError(f"cannot write the policy to {folder}: {error.strerror or error}") from None
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: $ETUDE_CACHE, or ~/.cache/etude."""
-    return Path(os.environ.get("ETUDE_CACHE") or Path.home() / ".cache" / "etude")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the policy to {folder}: {error}") from None
 
 
 def _sizes(name: str, given: Mapping[str, int]) -> dict[str, Any]:

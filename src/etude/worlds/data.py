@@ -1,20 +1,20 @@
-"""Text data: JSON Lines, Parquet, `datasets` folders, and rows in memory, as typed examples or a world."""
+"""Text data as typed examples, and as a world with a verifier."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from etude.experience.errors import UserError, missing, unknown
+from etude.experience.errors import UserError, unknown
 from etude.experience.types import NOTHING, Message, Outcome, Problem, Prompt
+from etude.worlds.datafiles import Source, read_rows
 from etude.worlds.verifiers import load_verifier
 
 Columns = Mapping[str, str]  # our name -> the data's column
-Source = str | Path | Iterable[Mapping[str, Any]]
 Kind = Literal["completion", "chat", "preference", "problem"]
 
 
@@ -41,7 +41,7 @@ class Row:
 
     where: str
     values: Mapping[str, Any]
-    columns: Columns = NOTHING
+    columns: Columns
 
     def get(self, name: str) -> Any:
         """The value of our column `name`. Raises UserError if the row lacks it or it is null."""
@@ -96,7 +96,7 @@ def load_examples(source: Source, kind: Kind = "completion", columns: Columns = 
     if kind not in readers:
         raise unknown("kind of examples", kind, readers)
     read = readers[kind]
-    return [read(Row(where, values, columns), i) for i, (where, values) in enumerate(_rows(source))]
+    return [read(Row(where, values, columns), i) for i, (where, values) in enumerate(read_rows(source))]
 
 
 def _completion(row: Row, number: int) -> Example:
@@ -122,7 +122,7 @@ def _preference(row: Row, number: int) -> Pair:
 
 
 def _as_problem(row: Row, number: int) -> Problem:
-    answer = row.get("answer")
+    prompt, answer = _prompt(row), row.get("answer")
     if not isinstance(answer, str | int | float):
         raise row.error("answer", "text or a number")
     category = str(row.get("category")) if row.has("category") else ""
@@ -131,7 +131,7 @@ def _as_problem(row: Row, number: int) -> Problem:
         raise row.error("difficulty", "a number")
     used = {row.columns.get(n, n) for n in ("prompt", "answer", "category", "difficulty")}
     rest = {k: v for k, v in row.values.items() if k not in used}
-    return Problem(f"row/{number}", _prompt(row), str(answer), category, difficulty, meta=rest)
+    return Problem(f"row/{number}", prompt, str(answer), category, difficulty, meta=rest)
 
 
 def _prompt(row: Row) -> Prompt:
@@ -157,90 +157,6 @@ def _messages(row: Row, name: str) -> tuple[Message, ...]:
         if not (isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)):
             raise UserError(f"{row.where}: every message in {name!r} needs a role and a content, both text")
     return tuple(Message(role=m["role"], content=m["content"]) for m in value)
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-def _rows(source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where, row) for every row. Raises UserError if there is none."""
-    name = str(source) if isinstance(source, str | Path) else "the data"
-    read = _read(Path(source)) if isinstance(source, str | Path) else _in_memory(source)
-    empty = True
-    for empty, item in ((False, item) for item in read):
-        yield item
-    if empty:
-        raise UserError(f"{name} holds no rows")
-
-
-def _in_memory(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for i, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise UserError(f"row {i}: should be a mapping of columns to values, not {type(row).__name__}")
-        yield f"row {i}", row
-
-
-def _read(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    readers = {".jsonl": _read_lines, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: data files end in .jsonl or .parquet")
-    return readers[path.suffix](path)
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open("rb") as lines:
-        for n, line in enumerate(lines, 1):
-            where = f"{path}, line {n}"
-            try:
-                text = line.decode("utf-8-sig" if n == 1 else "utf-8").strip()
-                row = json.loads(text) if text else None
-            except UnicodeDecodeError as error:
-                raise UserError(f"{where}: not UTF-8 at byte {error.start + 1} of the line") from None
-            except ValueError as error:
-                raise UserError(f"{where}: not JSON: {error}") from None
-            except RecursionError:
-                raise UserError(f"{where}: nested too deeply") from None
-            if text and not isinstance(row, dict):
-                raise UserError(f"{where}: should be a JSON object, not {type(row).__name__}")
-            if text:
-                yield where, row
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise missing("pyarrow", "data", "reading Parquet") from None
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
-    return ((f"{path}, row {i}", row) for i, row in enumerate(rows))
-
-
-def _read_folder(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What `datasets` saved there, or else every data file, in the order of their names."""
-    if (path / "dataset_dict.json").is_file():
-        splits = ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir()))
-        raise UserError(f"{path} holds several splits: give the folder of one ({splits})")
-    if (path / "dataset_info.json").is_file():
-        try:
-            import datasets
-        except ImportError:
-            raise missing("datasets", "data", "reading a folder saved by datasets") from None
-        try:
-            rows = datasets.load_from_disk(str(path))
-        except Exception as error:  # the package raises whatever its readers raise
-            raise UserError(f"{path}: datasets cannot read it: {str(error).splitlines()[0]}") from None
-        return ((f"{path}, row {i}", row) for i, row in enumerate(rows))
-    files = sorted(p for p in path.iterdir() if p.suffix in (".jsonl", ".parquet"))
-    if not files:
-        raise UserError(f"{path}: no .jsonl or .parquet file in this folder")
-    return (item for file in files for item in _read(file))
 
 
 # --- a world -------------------------------------------------------------------------------------

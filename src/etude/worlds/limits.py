@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+AGAIN = 0.2  # seconds after which a call that swallowed the first interruption is interrupted again
+
 
 class TimeLimit(Exception):
     """A call took longer than it may."""
@@ -37,18 +39,23 @@ def _by_timer(seconds: float, f: Callable[..., T], args: tuple[Any, ...], kwargs
     def ring(signum: int, frame: FrameType | None) -> None:
         raise _Ring
 
-    began = time.monotonic()
-    before = signal.signal(signal.SIGALRM, ring)
-    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        return f(*args, **kwargs)
-    except _Ring:
-        raise TimeLimit(f"took longer than {seconds:g} s") from None
-    finally:
+    def restore() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)
         if remaining:
             signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - began), 1e-3), interval)
+
+    began = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, ring)
+    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    try:
+        try:
+            return f(*args, **kwargs)
+        finally:
+            restore()
+    except _Ring:
+        restore()  # it may have rung before the line above
+        raise TimeLimit(f"took longer than {seconds:g} s") from None
 
 
 def _by_thread(seconds: float, f: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:

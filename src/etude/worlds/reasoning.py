@@ -232,12 +232,12 @@ def _fits(value: Any, default: Any) -> bool:
 
 def _curriculum(task: str, count: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """The first `count` levels of the task's own curriculum, each at its own difficulty alone."""
-    import reasoning_gym
     from reasoning_gym.coaching.base_curriculum import DefaultCurriculumContext, RangeAttributeMode
+    from reasoning_gym.factory import create_curriculum, has_curriculum
 
-    if not reasoning_gym.has_curriculum(task):
+    if not has_curriculum(task):
         raise UserError(f"{task} has no curriculum: give its levels as a mapping of names to options")
-    curriculum = reasoning_gym.create_curriculum(task)
+    curriculum = create_curriculum(task)
     most = max(len(a.levels) for a in curriculum.attributes.values())
     if not 1 <= count <= most:
         raise UserError(f"{task} has 1 to {most} levels, not {count}")

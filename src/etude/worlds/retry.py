@@ -37,8 +37,8 @@ class RetryWorld:
 
     @property
     def name(self) -> str:
-        """retry/ and the inner name."""
-        return f"retry/{self.inner.name}"
+        """retry: and the inner name."""
+        return f"retry:{self.inner.name}"
 
     @property
     def categories(self) -> tuple[str, ...]:

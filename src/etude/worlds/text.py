@@ -37,11 +37,10 @@ def squash(text: str) -> str:
 def number(text: str) -> Fraction | None:
     """The number that `text` is, or else the last one in it: "1,234.5", "-3/4", "2e-3", "so 7 apples".
     None if there is none (or it is longer than 400 characters)."""
-    found = None
-    for found in _NUMBERS.finditer(text.replace("\u2212", "-")):
-        pass
-    if found is None or len(found.group()) > LONGEST_NUMBER:
+    matches = list(_NUMBERS.finditer(text.replace("\u2212", "-")))
+    if not matches or len(matches[-1].group()) > LONGEST_NUMBER:
         return None
+    found = matches[-1]
     value = Fraction(found["top"].replace(",", "").rstrip("."))
     bottom = Fraction(found["bottom"] or 1)
     return value / bottom if bottom else None
@@ -49,9 +48,10 @@ def number(text: str) -> Fraction | None:
 
 def _last_boxed(text: str) -> str | None:
     r"""What stands in the braces of the last \boxed{...}, which may hold braces itself."""
-    head, found, tail = text.rpartition(r"\boxed{")
-    if not found:
+    start = text.rfind(r"\boxed{")
+    if start < 0:
         return None
+    tail = text[start + len(r"\boxed{") :]
     depth = 1
     for i, c in enumerate(tail):
         depth += (c == "{") - (c == "}")

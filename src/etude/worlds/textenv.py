@@ -50,7 +50,7 @@ class TextEnv(gymnasium.Env[str, str]):
         self._seed: int | None = None
         self._actions: list[str] = []
         self._reward = 0.0
-        self._over = True
+        self.over = True  # also before the first reset
 
     @abstractmethod
     def begin(self, seed: int | None) -> tuple[str, dict[str, Any]]:
@@ -63,22 +63,22 @@ class TextEnv(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Starts afresh. `options` are gymnasium's; the problem's own options are already in it."""
         super().reset(seed=seed)
-        self._seed, self._actions, self._reward, self._over = seed, [], 0.0, False
+        self._seed, self._actions, self._reward, self.over = seed, [], 0.0, False
         observation, info = self.begin(seed)
         return printable(observation), _complete(info)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Raises UserError before `reset` and after the end."""
-        if self._over:
+        if self.over:
             raise UserError(f"problem {self.problem.id}: the episode is over or not begun: call reset first")
         action = action[:LONGEST_ACTION]
         self._actions.append(action)
         observation, reward, terminated, info = self.act(action)
         self._reward += reward
         truncated = not terminated and len(self._actions) >= self.max_turns
-        self._over = terminated or truncated
+        self.over = terminated or truncated
         info = _complete(info)
-        if self._over:
+        if self.over:
             info["outcome"] = {"correct": bool(info["correct"]), "reward": self._reward}
         return printable(observation), reward, terminated, truncated, info
 

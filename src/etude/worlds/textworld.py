@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from etude.experience.cache import cache_folder
 from etude.experience.errors import UserError, missing, unknown
 from etude.experience.keys import Keys
 from etude.experience.types import Outcome, Problem
@@ -232,11 +234,14 @@ def game_file(options: Mapping[str, Any]) -> Path:
     """
     textworld = _textworld()
     key = json.dumps({**options, "version": textworld.__version__}, sort_keys=True)
-    home = Path(os.environ.get("ETUDE_CACHE") or Path.home() / ".cache" / "etude") / "textworld"
+    home = cache_folder() / "textworld"
     path = home / f"{blake2b(key.encode(), digest_size=10).hexdigest()}.z8"
     if path.exists():
         return path
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"textworld: games cannot be kept in {home} ({error.strerror}): set ETUDE_CACHE") from None
     with _GENERATOR:
         game, settings = _generate(textworld, options)
     with tempfile.TemporaryDirectory(dir=home) as scratch:
@@ -283,6 +288,8 @@ def _textworld() -> Any:
         import textworld.generator
     except ImportError:
         raise missing("textworld", "textworld", "the world 'textworld'") from None
+    # The interpreter says of every game not in its list of commercial ones that it lacks a score.
+    warnings.filterwarnings("ignore", message="Game '.*' is not fully supported")
     return textworld
 
 
@@ -290,5 +297,5 @@ def _tidy(text: str) -> str:
     """Feedback without the banner, the status line, the closing menu and superfluous blank lines."""
     text = text.partition("Would you like to RESTART")[0]
     lines = [line.strip() for line in text.splitlines()]
-    kept = [line for line in lines if not line.startswith(">") and not re.fullmatch(r"[\s|\\/$_]+", line)]
+    kept = [line for line in lines if not line.startswith(">") and not re.fullmatch(r"[\s|\\/$_>]+", line)]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import math as _math
 import re
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from etude.worlds.text import extract_answer, number, squash
 Verifier = Callable[[str, str], Outcome]
 
 SECONDS = 5.0  # that one verdict may take
-LONGEST = 4000  # characters of an answer that `regex` and `math` look at
+LONGEST = 4000  # characters that `regex` searches, from the end
+LONGEST_FORMULA = 500  # characters of an answer that `math` reads
 
 
 def exact(text: str, answer: str) -> Outcome:
@@ -38,7 +40,7 @@ def numeric(text: str, answer: str, tolerance: float = 1e-6) -> Outcome:
     found, wanted = number(parsed), number(answer)
     if found is None or wanted is None:
         return _outcome(False, parsed)
-    return _outcome(abs(found - wanted) <= tolerance * max(1, abs(wanted)), parsed)
+    return _outcome(abs(found - wanted) <= tolerance * max(1.0, abs(float(wanted))), parsed)
 
 
 def regex(text: str, answer: str) -> Outcome:
@@ -58,8 +60,9 @@ def math(text: str, answer: str) -> Outcome:
         from math_verify import parse, verify
     except ImportError:
         raise missing("math-verify", "math", "the verifier 'math'") from None
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limit is off
     parsed = extract_answer(text)
-    if len(parsed) > LONGEST or _towering(parsed):
+    if len(parsed) > LONGEST_FORMULA or _towering(parsed):
         return _outcome(False, parsed[:100])
 
     def equal() -> bool:
@@ -105,14 +108,15 @@ def from_import(spec: str) -> Callable[..., Any]:
         raise unknown(f"function in {source!r},", name, functions)
     if not callable(found):
         raise UserError(f"{spec!r} is a {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _from_file(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no such file: {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
+    assert spec is not None, "a .py file has a spec"
+    assert spec.loader is not None, "and a loader"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -50,7 +50,7 @@ def train(s: Setting, config: RFT) -> None:
     def collect(r: int) -> Examples:
         asked = [s.world.problem("train", r * config.problems + i) for i in range(config.problems)]
         keys = s.run.keys.at("collect", r)
-        groups = sample(s.roles(), asked, config.members, s.score, Clock(r, config.rounds), keys)
+        groups = s.acting(sample)(s.roles(), asked, config.members, s.score, Clock(r, config.rounds), keys)
         rows = right_answers(groups)
         s.run.keep(groups, [any(m.correct for m in g.members) for g in groups])
         s.run.log({"accuracy": sum(g.solved for g in groups) / len(groups), "examples": float(len(rows))})

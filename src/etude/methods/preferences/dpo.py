@@ -82,7 +82,7 @@ def from_file(s: Setting, config: DPO) -> Examples:
 def own_pairs(s: Setting, config: DPO) -> Examples:
     """A right and a wrong answer of the starting policy to the same problem."""
     asked = [s.world.problem("train", i) for i in range(config.problems)]
-    groups = sample(s.roles(), asked, config.members, s.score, Clock(0, 1), s.run.keys.at("collect"))
+    groups = s.acting(sample)(s.roles(), asked, config.members, s.score, Clock(0, 1), s.run.keys.at("collect"))
     chosen: list[Row] = []
     rejected: list[Row] = []
     for group in groups:
@@ -95,7 +95,7 @@ def own_pairs(s: Setting, config: DPO) -> Examples:
     s.run.log({"accuracy": sum(g.solved for g in groups) / len(groups), "pairs": float(len(chosen))})
     if not chosen:
         raise UserError(
-            f"no problem of {config.problems} got both a right and a wrong answer: ask more, or start from another policy"
+            f"none of {config.problems} problems got both a right and a wrong answer: ask more, or start elsewhere"
         )
     return pairs(chosen, rejected)
 

@@ -32,7 +32,7 @@ class DAPO(GroupRL):
     selector: str = "mixed"
     max_draws: int = 3  # at most three times the problems, then the step goes on with what there is
     objective: str = "dapo"
-    reward: str = "overlong"
+    shaping: str = "overlong"
     clip_low: float = 0.2
     clip_high: float = 0.28
     overlong_cache: int = 16  # tokens before the longest answer over which the punishment grows to 1

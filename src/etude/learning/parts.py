@@ -1,0 +1,9 @@
+"""Importing this registers every plug of the shared parts."""
+
+from etude.acting import sample
+from etude.curricula import curriculum, schedules
+from etude.feedback import advantage, overlong
+from etude.learning import select
+from etude.objectives import clipped_pg, nll, pairs
+
+__all__ = ["advantage", "clipped_pg", "curriculum", "nll", "overlong", "pairs", "sample", "schedules", "select"]

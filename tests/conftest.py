@@ -1,0 +1,13 @@
+import os
+import tempfile
+
+import pytest
+
+# Set at import, before any test module asks for it; what the user has cached plays no part in a test.
+os.environ["ETUDE_CACHE"] = os.environ.get("ETUDE_TEST_CACHE") or tempfile.mkdtemp(prefix="etude-tests-")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Nothing a test writes by a relative path lands in the checkout."""
+    monkeypatch.chdir(tmp_path)
