@@ -8,6 +8,7 @@ from scipy.stats import chisquare
 from acting_fakes import Fake, Letters, same, streams
 from etude.acting.agent import PolicyAgent
 from etude.acting.engine import generate
+from etude.acting.text import completes
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.meter import Meter
@@ -195,6 +196,24 @@ def test_stop_strings_are_found_across_the_bytes_of_one_character():
     for stop, length in [("€", 3), ("€x", 4), ("x€", 6), ("€x€", 6)]:
         (call,) = generate(policy, ids([[1]]), streams(1), Limits(6, stop=(stop,)))
         assert (call.stop, len(call.out)) == ("stop", length)
+
+
+BYTES = [b"", b"a", b"b", b"ab", b"\xe2", b"\x82\xac", b"a\xe2", b"\x82", b"\xacb"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.sampled_from([("ab",), ("b€", "aa"), ("€b€",)]))
+def test_a_string_is_complete_where_the_whole_text_first_holds_it(tokens, strings):
+    """Tokens of no text, of several characters, and of parts of one."""
+
+    def decode(ids):
+        return b"".join(BYTES[i] for i in ids).decode(errors="replace")
+
+    def count(text):
+        return sum(text[i:].startswith(s) for s in strings for i in range(len(text)))
+
+    grown = count(decode(tokens)) > count(decode(tokens[:-1]))
+    assert completes(decode, np.array(tokens), strings) == grown
 
 
 # --- laws, processors ------------------------------------------------------------------------------

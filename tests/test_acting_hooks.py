@@ -173,6 +173,36 @@ def test_rewinding_does_not_disturb_other_rows_at_their_ends():
             text.append(token)
 
 
+def test_what_a_rewind_cuts_away_is_forgotten():
+    """Injected text that is cut is no longer listed nor counted as discarded choices; forced text that
+    was still to come is not written; a stop string may lie across the cut."""
+
+    def back(row):
+        return Rewind(3) if not row.rewinds else Go()
+
+    meter = Meter()
+    hooks = Says(When(counts=frozenset({2})), Inject((7, 7), "hint")), Says(When(counts=frozenset({6})), back)
+    (call,) = run(Fake(stop_bias=-9), Limits(9), *hooks, meter=meter, contexts=CONTEXTS[:1])
+    assert call.tags["injected"] == ((2, 1, "hint"),)
+    assert call.author.tolist() == [0, 0, Author.INJECTED, 0, 0, 0, 0, 0, 0]
+    assert meter["discarded"] == 2
+
+    hooks = Says(When(counts=frozenset({2})), Force((5, 2, 5, 5))), Says(When(counts=frozenset({4})), back)
+    (call,) = run(Fake(stop_bias=-9), Limits(9), *hooks, contexts=CONTEXTS[:1])
+    assert call.author.tolist() == [0, 0, Author.GIVEN, 0, 0, 0, 0, 0, 0]
+
+    always_a = Fake(stop_bias=-9)
+    always_a.table[:, 3] = 99
+
+    def once(row):
+        return Go() if row.rewinds else Inject((4,)) if len(row.out) == 3 else Rewind(2)
+
+    (call,) = run(
+        always_a, Limits(9, stop=("aaaa",)), Says(When(counts=frozenset({3, 5})), once), contexts=CONTEXTS[:1]
+    )
+    assert (call.stop, call.out.tolist()) == ("stop", [3, 3, 3, 3])
+
+
 def test_processors_see_a_rewound_row_as_it_is_now():
     seen = []
 

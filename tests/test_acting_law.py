@@ -85,10 +85,14 @@ def test_a_token_of_probability_zero_is_never_drawn(uniform):
 
 
 def test_draws_resolve_finer_than_float32():
-    """In a vocabulary of 100k equal tokens every token has its own interval of uniforms."""
-    logp = torch.zeros(3, 100_000).log_softmax(-1)
-    want = torch.tensor([0, 33_333, 99_999])
-    assert draw(logp, (want.double() + 0.5) / 100_000).tolist() == want.tolist()
+    logp = torch.tensor([[0.5, 1e-9, 0.5]]).log()
+    p = logp.exp().double()[0]
+    for token, point in enumerate((p[0] / 2, p[0] + p[1] / 2, p[0] + p[1] + p[2] / 2)):
+        assert draw(logp, (point / p.sum())[None]).tolist() == [token]
+
+
+def test_top_p_of_almost_nothing_leaves_the_likeliest():
+    assert log_law(torch.tensor([[0.0, 2.0, 1.0]]), Law(top_p=1e-9)).exp().tolist() == [[0, 1, 0]]
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,11 @@ def test_an_episode_does_not_depend_on_those_around_it():
         assert all(same(x, y) for x, y in zip(a.calls, b.calls, strict=True))
 
 
+def test_a_problem_that_comes_twice_is_played_twice():
+    first, second = play([world(2), world(2)], 1)
+    assert not same(first.members[0].calls[0], second.members[0].calls[0])
+
+
 def test_no_problems_are_no_groups():
     assert play([]) == []
     assert sample(roles(), [], 3, vowels, CLOCK, KEYS) == []

@@ -128,6 +128,7 @@ def test_verdicts(text, words, expected, ok):
         ('{"name": "f", "arguments": "{\\"q\\": \\"}\\"}"}', [("f", {"q": "}"})], True),
         ('[{"name": "f", "arguments": {"s": "{ not a brace"}}]', [("f", {"s": "{ not a brace"})], True),
         ('a set { 1, 2\nthen {"name": "f", "arguments": {}}', [("f", {})], True),
+        ('{"name": "f", "arguments": {"inner": {"name": "g"}}}', [("f", {"inner": {"name": "g"}})], True),
         ('he said "{" and\n{"name": "f"}', [("f", {})], True),
         ('{"name": "f", "arguments": [1]}', [], False),
         ('{"name": 3}', [], False),

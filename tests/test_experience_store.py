@@ -47,7 +47,7 @@ def assert_same(a: Trajectory, b: Trajectory) -> None:
 
 def group(n: int = 2, reward: float = 1.0, category: str = "short", size: int = 4) -> Group:
     problem = Problem(f"{category}/0", "1+1=", "2", category)
-    context = np.arange(size, dtype=np.int32)
+    context = np.arange(size, 2 * size, dtype=np.int32)
     members = tuple(
         Trajectory(problem, (given_call("actor", context, [i, 9]),), outcome=Outcome(reward * i, i == 1), member=i,
                    text=f"answer {i}")
@@ -305,10 +305,10 @@ def test_a_reader_survives_a_rewind(tmp_path):
         with Store(tmp_path, read_only=True) as reader:
             last = reader.load(reader.count())
             store.rewind(mark)
-            assert last.calls[0].context.tolist() == list(range(2000)), "what it holds stays readable"
+            assert last.calls[0].context.tolist() == list(range(2000, 4000)), "what it holds stays readable"
             assert reader.count() == 5
             store.commit("main", 1, groups=[(group(2, size=7), True)])
-            assert reader.load(7).calls[0].context.tolist() == list(range(7)), "it sees the new file"
+            assert reader.load(7).calls[0].context.tolist() == list(range(7, 14)), "it sees the new file"
 
 
 # --- folders that cannot be used -------------------------------------------------------------------

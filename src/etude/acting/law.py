@@ -63,12 +63,12 @@ def log_law(logits: Tensor, law: Law) -> Tensor:
 def draw(logp: Tensor, uniform: Tensor) -> Tensor:
     """f32[R, V] log-probabilities and f64[R] in [0, 1) -> int64[R]: tokens by inverse CDF.
 
-    Sums are in float64; a token of probability 0 is never drawn.
+    Sums are in float64; a token of probability 0 is never drawn, since `uniform` x total stays below
+    the total.
     """
     cdf = logp.exp().double().cumsum_(-1)  # in place: no second buffer of R x V doubles
-    total = cdf[:, -1]
-    below = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, below[:, None], right=True)[:, 0].clamp_max(logp.shape[-1] - 1)
+    token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0]
+    return token.clamp_max(logp.shape[-1] - 1)  # NaN would fall outside
 
 
 def choose(logits: Tensor, law: Law, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,10 +49,11 @@ def share(values: Sequence[float], most: int | None = None) -> Estimate:
         return ABSENT
     mean = float(x.mean())
     spread = float(x.var())
+    effective = float(n)  # all problems alike, right or wrong: one trial each
     if spread > 1e-15:
-        effective = n * mean * (1 - mean) / spread
-    else:  # all problems alike: as many trials as allowed, or one a problem where nothing ever varied
-        effective = float(most or n) if 0 < mean < 1 else float(n)
+        effective *= mean * (1 - mean) / spread
+    elif 0 < mean < 1:  # alike, yet samples within a problem differ: as many trials as allowed
+        effective = float(most or n)
     low, high = wilson(mean, min(effective, most or math.inf))
     return Estimate(mean, low, high, n)
 

@@ -73,7 +73,7 @@ def pass_at_1(world: World, policy: Policy, problems: int, keys: Keys, limits: L
 def _teach(recipe: BaseRecipe, seed: int, folder: Path, reporter: Reporter | None) -> None:
     scratch = folder.with_name(f"{folder.name}.run")
     policy = load_policy(recipe.policy, Keys(seed).at("init"), **recipe.shape)
-    world = load_world(recipe.world, notation=policy.tokenizer.notation, **recipe.options)
+    world = load_world(recipe.world, **{"notation": policy.tokenizer.notation, **recipe.options})
     oracle = load_oracle(world, rate=recipe.noise, kinds=recipe.faults)
     config = {"seed": seed, "recipe": recipe.plain()}
     resume = (scratch / "config.json").exists()

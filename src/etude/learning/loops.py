@@ -26,6 +26,7 @@ from etude.experience.protocols import (
     Select,
 )
 from etude.experience.types import Group, Problem
+from etude.feedback.advantage import degenerate
 from etude.learning.learner import Mask, Penalty, Seat, Term, update
 from etude.learning.run import Run
 from etude.objectives.reference import with_reference
@@ -216,7 +217,7 @@ def describe(found: Collected) -> dict[str, float]:
         "reward": float(np.mean([m.reward for m in members])),
         "length": float(np.mean([m.tokens() for m in members])),
         "truncated": float(np.mean([c.stop in ("length", "context") for c in calls])) if calls else 0.0,
-        "degenerate": float(np.mean([np.ptp(g.rewards) == 0 for g in found.groups])),
+        "degenerate": float(np.mean([degenerate(g) for g in found.groups])),
         "groups_drawn": float(len(found.groups)),
         "groups_kept": float(sum(found.kept)),
     }

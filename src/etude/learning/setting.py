@@ -124,7 +124,7 @@ def setting(run: Run, common: Common, start: Start = "base") -> Setting:
     """Builds what `common` names. `start` says what a policy with random weights is first made into:
     "base" (taught until mediocre, see `BaseRecipe`) or "random"."""
     policy = starting_policy(run, common, start)
-    world = load_world(common.world, notation=policy.tokenizer.notation, **parse_options(common.world_options))
+    world = load_world(common.world, **{"notation": policy.tokenizer.notation, **parse_options(common.world_options)})
     if common.lora.rank:
         from etude.policies.adapters import add_lora
 

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 2**22  # logits elements alive at once: 16 MiB in float32
+# Logits elements alive at once: 48 MiB in float32. Beyond 32 MiB glibc maps memory of its own, so that a
+# chunk that is let go returns to the system instead of tearing holes in the heap.
+CHUNK = 12 * 2**20
 
 
 class Outputs:
@@ -70,6 +72,10 @@ class Outputs:
             raise AttributeError("logits were not asked of the forward pass: add 'logits' to needs")
         return self._map(f)
 
+    def logits(self, part: slice) -> Tensor:
+        """f32[n, V]: the logits of these actions, for whoever keeps to a chunk at a time by other means."""
+        return _at_least_float32(self._head(self._hidden[part]))
+
     def _map(self, f: Callable[[Tensor, slice], Any]) -> Any:
         if len(self._hidden) <= self._rows:  # one chunk: keeping it is cheaper than making it again
             return self._apply(f, slice(0, len(self._hidden)), self._hidden)
@@ -84,8 +90,11 @@ class Outputs:
         return torch.cat(parts)
 
     def _apply(self, f: Callable[[Tensor, slice], Any], at: slice, h: Tensor) -> Any:
-        logits = self._head(h)
-        return f(logits.to(torch.promote_types(logits.dtype, torch.float32)), at)
+        return f(_at_least_float32(self._head(h)), at)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _remade(f: Callable[[Tensor], Any], h: Tensor) -> Any:

@@ -47,7 +47,7 @@ class ReasoningWorld:
         *,
         notation: str = "natural",
         levels: Levels | int | None = None,
-        partial: bool = True,
+        partial: bool = False,
         suffix: str = SUFFIX,
         seed: int = 0,
         **options: Any,
