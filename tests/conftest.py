@@ -3,6 +3,8 @@ import tempfile
 
 import pytest
 
+# Several workers share the cores: one thread each, set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Set at import, before any test module asks for it; what the user has cached plays no part in a test.
 os.environ["ETUDE_CACHE"] = os.environ.get("ETUDE_TEST_CACHE") or tempfile.mkdtemp(prefix="etude-tests-")
 

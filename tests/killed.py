@@ -25,10 +25,10 @@ from etude.curricula.curriculum import Uniform
 from etude.experience.protocols import Clock
 from etude.experience.store import Store
 from etude.feedback.advantage import Advantage
-from etude.learning.select import Mixed
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import examples, fit, on_policy
 from etude.learning.run import Run, open_run
+from etude.learning.select import Mixed
 from etude.learning.weights import Weights
 from etude.objectives.clipped_pg import ClippedPG
 from etude.objectives.nll import NLL

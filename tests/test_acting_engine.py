@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -203,6 +203,7 @@ BYTES = [b"", b"a", b"b", b"ab", b"\xe2", b"\x82\xac", b"a\xe2", b"\x82", b"\xac
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.sampled_from([("ab",), ("b€", "aa"), ("€b€",)]))
+@example([1, *[0] * 20, 2], ("ab",))
 def test_a_string_is_complete_where_the_whole_text_first_holds_it(tokens, strings):
     """Tokens of no text, of several characters, and of parts of one."""
 

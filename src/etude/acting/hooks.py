@@ -68,7 +68,8 @@ class Inject:
 class Rewind:
     """The row is cut back to its first `offset` tokens and goes on with fresh draws. What is cut is
     counted as discarded, and counts and strings in it fall due anew: a hook that rewinds must know
-    when to give up."""
+    when to give up. The row's law names "rewind" as its tilt, for what is kept was selected. A context
+    of a single token cannot be rewound to its start."""
 
     offset: int
 

@@ -47,7 +47,7 @@ def list_(argv: Sequence[str]) -> None:
 class ShowFlags:
     """One method."""
 
-    method: Annotated[str, tyro.conf.Positional]
+    method: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="METHOD")]  # its name in `etude list`
     json: bool = False  # for a program
 
 

@@ -31,6 +31,9 @@ complete -o default -F _etude etude"""
 
 def completion(argv: Sequence[str]) -> None:
     """Prints the script; `source <(etude completion bash)` puts it to use."""
+    if list(argv) in (["-h"], ["--help"]):
+        print("usage: etude completion {bash,zsh}\n\nPut it to use with: source <(etude completion bash)")
+        return
     if list(argv) not in (["bash"], ["zsh"]):
         raise UserError("completion takes a shell: bash or zsh")
     script = SCRIPT.format(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
 from io import StringIO
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -22,7 +22,7 @@ _SAID = (
     (r"Error parsing (\S+): (.*)", r"\1: \2"),
     (r"Missing value for argument '\('(\S+?)'.*", r"\1 needs a value"),
     (r"[Ii]nvalid choice ('.*') for argument '(.*?)'\. Expected one of \((.*?),?\)\.", r"\2 takes one of \3, not \1"),
-    (r"Missing from (.*?): *(.*)", r"\1 needs \2"),
+    (r"Missing from etude (\w+).*?: *([A-Z]+) .*", r"\1 needs \2"),
 )
 
 
@@ -56,7 +56,8 @@ def _flags(cls: type[Any], prefix: str = "") -> Iterator[str]:
     """Every flag of a dataclass, the nested ones as `--outer.inner`."""
     hints = get_type_hints(cls, include_extras=True)
     for field in fields(cls):
-        hint, *marks = get_args(hints[field.name]) if hasattr(hints[field.name], "__metadata__") else [hints[field.name]]
+        annotation = hints[field.name]
+        hint, *marks = get_args(annotation) if get_origin(annotation) is Annotated else [annotation]
         if is_dataclass(hint) and isinstance(hint, type):
             named = next((m.name for m in marks if getattr(m, "name", None) is not None), field.name)
             yield from _flags(hint, f"{prefix}{named}." if named else prefix)

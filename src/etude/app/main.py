@@ -44,11 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = import_module(f"etude.app.{COMMANDS[name][0]}")
         getattr(module, name if name != "list" else "list_")(rest)
         return 0
+    except SystemExit as stop:  # `--help` was printed
+        return int(stop.code or 0)
     except UserError as error:
         print(f"etude: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("etude: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(": ".join(["etude: interrupted", *map(str, stop.args)]), file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of a pipe has gone, as `| head` does.

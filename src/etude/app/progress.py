@@ -1,4 +1,4 @@
-"""Progress of a run on a terminal: a bar with rate and remaining time, and a live line of reward and accuracy.
+"""Progress on a terminal: a bar with rate and remaining time, and for a run a live line of reward and accuracy.
 
 Nothing is drawn into a pipe.
 """
@@ -6,11 +6,13 @@ Nothing is drawn into a pipe.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from etude.experience.protocols import Clock
+from etude.experience.keys import Keys
+from etude.experience.protocols import Acting, Clock, Roles, Score
+from etude.experience.types import Group, Problem
 
 SHOWN = ("loss", "reward", "accuracy", "pass@1", "length")  # metrics in the live line, in this order
 
@@ -40,27 +42,55 @@ class _Bar:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Any]:
+def progress() -> Iterator[Any]:
     """A `Reporter` for `learning.run`, drawn to the terminal while the context is open."""
     if not sys.stderr.isatty():
         yield _Quiet()
         return
+    with _bars() as bars:
+        yield _Bar(bars)
+
+
+@contextmanager
+def in_parts(act: Acting, title: str) -> Iterator[Acting]:
+    """`act`, with a bar that counts the problems on a terminal: it is given them in some twenty parts,
+    which changes nothing of what it does to each."""
+    if not sys.stderr.isatty():
+        yield act
+        return
+    with _bars() as bars:
+        task = bars.add_task(title, total=None, line="")
+
+        def parts(
+            roles: Roles, problems: Sequence[Problem], n: int, score: Score, clock: Clock, keys: Keys
+        ) -> list[Group]:
+            size = -(-len(problems) // 20)
+            groups: list[Group] = []
+            bars.update(task, total=len(problems))
+            for first in range(0, len(problems), size):
+                groups += act(roles, problems[first : first + size], n, score, clock, keys)
+                bars.update(task, completed=len(groups))
+            return groups
+
+        yield parts
+
+
+def _bars() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
     class _Rate(ProgressColumn):
-        """Steps a second."""
+        """Steps or problems a second."""
 
         def render(self, task: Any) -> str:
             return f"{task.speed:.1f}/s" if task.speed else ""
 
-    columns = (
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         _Rate(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[line]}"),
+        console=Console(stderr=True),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        yield _Bar(bars)

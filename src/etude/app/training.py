@@ -17,13 +17,16 @@ from etude.experience.errors import UserError
 from etude.experience.store import Store
 from etude.methods.catalog import CATALOG
 
+Folder = Annotated[str | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="DIR")]
+Name = Annotated[str | None, tyro.conf.DisallowNone]
+
 
 @dataclass(frozen=True)
 class Output:
     """Where a run goes."""
 
-    out: str | None = None  # a new or empty directory; by default one under runs/
-    name: str | None = None  # what the run is called; by default the method
+    out: Folder = None  # a new or empty directory; by default one under runs/
+    name: Name = None  # what the run is called; by default the method
     json: bool = False  # print the result for a program
 
 
@@ -50,7 +53,7 @@ def train(argv: Sequence[str]) -> None:
     parsed: Any = parse(make_dataclass("Train", flat), flags, f"train {slug}", CATALOG[slug].title)
     options = {f.name: getattr(part, f.name) for part in (parsed.shared, parsed.own) for f in fields(part)}
     began = time.perf_counter()
-    with progress(slug) as reporter:
+    with progress() as reporter:
         run = run_method(slug, out=parsed.output.out, name=parsed.output.name, reporter=reporter, **options)
     _report(run, time.perf_counter() - began, parsed.output.json)
 
@@ -59,7 +62,7 @@ def train(argv: Sequence[str]) -> None:
 class ResumeFlags:
     """Go on with a run that was cut."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]  # its directory
     json: bool = False  # print the result for a program
 
 
@@ -69,7 +72,7 @@ def resume(argv: Sequence[str]) -> None:
     from etude.methods.api import resume as resume_run
 
     began = time.perf_counter()
-    with progress("resume") as reporter:
+    with progress() as reporter:
         run = resume_run(flags.run, reporter)
     _report(run, time.perf_counter() - began, flags.json)
 

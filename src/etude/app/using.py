@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from etude.app.flags import parse
+from etude.app.progress import in_parts
 from etude.experience.errors import UserError
 
-Word = Annotated[str, tyro.conf.Positional]
+PolicyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="POLICY")]
+RunName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
 
 
 @dataclass(frozen=True)
 class EvalFlags:
     """Held-out accuracy of a policy on a world."""
 
-    policy: Word  # a name of the zoo, a checkpoint, or a run directory
-    world: str = "chain_sum"
-    world_options: tuple[str, ...] = ()  # name=value
-    problems: int = 100
+    policy: PolicyName  # a name of the zoo, a checkpoint, or a run directory
+    world: str = "chain_sum"  # a world's name, or a data file; see `etude list --worlds`
+    world_options: tuple[str, ...] = ()  # name=value, e.g. min_terms=2
+    problems: int = 100  # of the held-out split
     samples: int = 1  # answers a problem
-    temperature: float = 1.0  # 0: greedy
-    max_tokens: int = 256
-    seed: int = 0
-    json: bool = False  # for a program
+    temperature: float = 1.0  # of sampling; 0: greedy
+    max_tokens: int = 256  # longest answer
+    seed: int = 0  # of every random stream
+    json: bool = False  # print the result for a program
 
 
 def eval(argv: Sequence[str]) -> None:
@@ -54,9 +56,8 @@ def eval(argv: Sequence[str]) -> None:
     world = load_world(flags.world, notation=policy.tokenizer.notation, **parse_options(flags.world_options))
     law = Law(temperature=flags.temperature)
     roles = {"actor": PolicyAgent(policy, "actor", law, Limits(max_tokens=flags.max_tokens))}
-    found = evaluate(
-        roles, world, "test", flags.problems, flags.samples, acting_for(world, sample), keys.at("evaluate")
-    )
+    with in_parts(acting_for(world, sample, room=flags.max_tokens), flags.world) as act:
+        found = evaluate(roles, world, "test", flags.problems, flags.samples, act, keys.at("evaluate"))
     print(json.dumps(found.to_json()) if flags.json else found)
 
 
@@ -64,10 +65,10 @@ def eval(argv: Sequence[str]) -> None:
 class ChatFlags:
     """Talk to a policy; an empty line or end of input ends it."""
 
-    policy: Word  # a name of the zoo, a checkpoint, or a run directory
-    temperature: float = 0.7  # 0: greedy
-    max_tokens: int = 256
-    seed: int = 0
+    policy: PolicyName  # a name of the zoo, a checkpoint, or a run directory
+    temperature: float = 0.7  # of sampling; 0: greedy
+    max_tokens: int = 256  # longest answer
+    seed: int = 0  # of every random stream
 
 
 def chat(argv: Sequence[str]) -> None:
@@ -76,6 +77,7 @@ def chat(argv: Sequence[str]) -> None:
     import numpy as np
 
     from etude.acting.agent import PolicyAgent
+    from etude.acting.sample import said
     from etude.experience.keys import Keys
     from etude.experience.protocols import Limits
     from etude.experience.types import Law
@@ -93,7 +95,7 @@ def chat(argv: Sequence[str]) -> None:
                 raise UserError(f"the message has {len(fresh)} tokens, the policy's limit is {policy.limit}")
             context = fresh
         call = agent.generate([context], [keys.at("chat", turn)])[0]
-        print(tokenizer.decode(call.out).strip(), flush=True)
+        print(said(agent, call).strip(), flush=True)
         context = np.concatenate([context, call.out])
         turn += 1
 
@@ -107,10 +109,10 @@ def _ask() -> str:
 
 @dataclass(frozen=True)
 class ExportFlags:
-    """A run's policy as a Hugging Face folder, or its log as a file."""
+    """A run's policy (or any other) as a Hugging Face folder, or its log as a file."""
 
-    run: Word
-    path: Word  # a new folder, or a file that ends in .jsonl or .parquet
+    run: RunName  # a run directory; for a folder also a name of the zoo or a checkpoint
+    path: Target  # a new folder, or a file that ends in .jsonl or .parquet
 
 
 def export(argv: Sequence[str]) -> None:
@@ -124,20 +126,22 @@ def export(argv: Sequence[str]) -> None:
         with Store(flags.run, read_only=True) as store:
             export_run(store, target)
     else:
-        source = Path(_checkpoint(flags.run))
-        if not (source / "config.json").is_file():
-            raise UserError(f"{flags.run} holds no policy yet: finish it with `etude resume {flags.run}`")
-        if target.exists():
-            raise UserError(f"{target} exists: name a new folder")
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(source, partial)
-            partial.rename(target)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+        _export_policy(flags.run, target)
     print(f"wrote {target}")
+
+
+def _export_policy(name: str, target: Path) -> None:
+    """A folder that `transformers` loads; an adapter is added into the weights."""
+    if target.exists():
+        raise UserError(f"{target} exists: name a new folder")
+    from etude.policies.adapters import adapted, merged
+    from etude.policies.table import TablePolicy
+    from etude.policies.zoo import load_policy, save_policy
+
+    policy: Any = load_policy(_checkpoint(name))
+    if isinstance(policy, TablePolicy):
+        raise UserError(f"{name} is a table, not a model that Hugging Face has: export its log (.jsonl, .parquet)")
+    save_policy(merged(policy) if adapted(policy) else policy, target)
 
 
 def _checkpoint(name: str) -> str:

@@ -95,7 +95,7 @@ class Examples:
 def completion(tokenizer: Tokenizer, prompt: Prompt, text: str, limit: int, **info: float | str) -> Row:
     """The row that teaches `text` as the answer to `prompt`. Raises UserError if it is longer
     than `limit` tokens."""
-    row = example(tokenizer.prompt(prompt), tokenizer.completion(text), **info)
+    row = example(tokenizer.prompt(prompt), tokenizer.completion(text), None, **info)
     if len(row) > limit:
         raise UserError(
             f"an example of {len(row)} tokens is longer than the policy's context of {limit}: {prompt!r:.60}"

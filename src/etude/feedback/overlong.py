@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from etude.experience.errors import UserError
 from etude.experience.plugs import register
 from etude.experience.protocols import Clock, Limits
 from etude.experience.types import Group, Trajectory
@@ -14,10 +15,17 @@ from etude.experience.types import Group, Trajectory
 @dataclass(frozen=True)
 class Overlong:
     """Charges answers for the last `cache` tokens before the longest that `limits` allows: 0 where they
-    begin, growing to 1 at their end. A cache of 0 charges nothing."""
+    begin, growing to 1 at their end. A cache of 0 charges nothing. Raises UserError for a cache longer than
+    the longest answer."""
 
     limits: Limits
     cache: int = 16  # tokens
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cache <= self.limits.max_tokens:
+            raise UserError(
+                f"the overlong cache must be 0 to {self.limits.max_tokens} tokens, the longest answer, not {self.cache}"
+            )
 
     def penalty(self, length: int) -> float:
         """-1 to 0, for an answer of `length` tokens."""

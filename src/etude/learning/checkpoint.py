@@ -27,7 +27,7 @@ TREE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
 
 def save_state(folder: Path, state: Any) -> None:
     """Writes `state` as `folder`, all of it or nothing. Raises UserError if the disk refuses."""
-    scratch = folder.with_name(f".{folder.name}.partial")
+    scratch, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
     tensors: dict[str, torch.Tensor] = {}
     tree = json.dumps(_flatten(state, tensors))
     try:
@@ -41,25 +41,27 @@ def save_state(folder: Path, state: Any) -> None:
             _sync(scratch / file)
         _sync(scratch)
         if folder.exists():
-            shutil.rmtree(folder)
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
         scratch.rename(folder)
         _sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise UserError(f"cannot write {folder}: {error}") from error
 
 
-def load_state(folder: Path) -> Any:
-    """Reads what `save_state` wrote. Raises UserError if any of it is missing or damaged."""
-    advice = f"delete {folder} to go on from the checkpoint before it"
+def load_state(folder: Path, remedy: str) -> Any:
+    """Reads what `save_state` wrote. Raises UserError, which ends in the `remedy`, if any of it is missing or
+    damaged."""
     try:
         hashes = json.loads((folder / MANIFEST).read_text())
         for name in (TREE, TENSORS):
             if _hash(folder / name) != hashes[name]:
-                raise UserError(f"corrupt checkpoint {folder}: {name} does not match its hash; {advice}")
+                raise UserError(f"{folder} is damaged: {name} does not match its hash; {remedy}")
         return _restore(json.loads((folder / TREE).read_text()), load_file(folder / TENSORS))
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
-        raise UserError(f"corrupt checkpoint {folder}: {error}; {advice}") from error
+        raise UserError(f"{folder} is damaged: {error}; {remedy}") from error
 
 
 def _flatten(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -71,7 +73,7 @@ def _flatten(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return {"$": "tensor", "name": name}
     if isinstance(node, np.ndarray):
         name = str(len(tensors))
-        tensors[name] = torch.from_numpy(np.array(node))
+        tensors[name] = torch.from_numpy(np.array(node, order="C"))
         return {"$": "array", "name": name}
     if isinstance(node, Mapping):
         return {"$": "dict", "items": [[_flatten(k, tensors), _flatten(v, tensors)] for k, v in node.items()]}

@@ -32,15 +32,15 @@ class GroupRL:
     epochs: int = 1  # passes over what a step collected
     minibatches: int = 1  # updates in one pass
     normalise: By = "token"  # what the loss is a mean over
-    constant: float | None = None  # the divisor where normalise is "constant"
+    constant: float | None = None  # divisor of normalise=constant; None: an update's answers x the longest answer
     max_draws: int = 1  # groups drawn at most, as a multiple of `problems`, while some are not selected
-    curriculum: str = "uniform"
-    act: str = "sample"
-    shaping: str = "none"  # of rewards
-    selector: str = "all"
-    credit: str = "grpo"
-    objective: str = "grpo"
-    optim: Optim = field(default_factory=lambda: Optim(lr=1e-3))
+    curriculum: str = "uniform"  # which problems come next; names: `etude list --parts`
+    act: str = "sample"  # how answers are made (acting in `etude list --parts`)
+    shaping: str = "none"  # how rewards are changed (reward in `etude list --parts`)
+    selector: str = "all"  # which groups are trained on (`etude list --parts`)
+    credit: str = "grpo"  # how rewards become advantages (`etude list --parts`)
+    objective: str = "grpo"  # the loss (`etude list --parts`)
+    optim: Optim = field(default_factory=lambda: Optim(lr=3e-4))
 
     def __post_init__(self) -> None:
         for name in ("steps", "problems", "members", "epochs", "minibatches", "max_draws"):
@@ -48,8 +48,10 @@ class GroupRL:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.normalise not in get_args(By):
             raise UserError(f"normalise must be one of {', '.join(get_args(By))}, not {self.normalise!r}")
-        if (self.normalise == "constant") != (self.constant is not None):
-            raise UserError("constant is needed with normalise=constant, and only then")
+        if self.constant is not None and not (self.normalise == "constant" and self.constant > 0):
+            raise UserError(
+                f"constant, above 0, goes with normalise=constant, not {self.constant} with {self.normalise}"
+            )
 
     def options(self) -> Mapping[tuple[Kind, str], Mapping[str, Any]]:
         """What plugs are built with, where it is not their defaults."""
@@ -81,6 +83,9 @@ def group_rl(s: Setting, config: GroupRL) -> None:
         return p.build(**options.get((kind, p.name), {}), **more)
 
     objective = build("objective")
+    constant = config.constant
+    if config.normalise == "constant" and constant is None:
+        constant = config.problems * config.members / config.minibatches * s.limits.max_tokens
     on_policy(
         s.run,
         Seat(s.policy, config.optim, config.steps * config.epochs * config.minibatches),
@@ -97,7 +102,7 @@ def group_rl(s: Setting, config: GroupRL) -> None:
         members=config.members,
         max_draws=config.max_draws,
         by=config.normalise,
-        constant=config.constant,
+        constant=constant,
         epochs=config.epochs,
         minibatches=config.minibatches,
         reference=s.reference() if getattr(objective, "kl_coef", 0.0) else None,

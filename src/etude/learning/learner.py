@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,16 +33,18 @@ class Optim:
     schedule: str = "constant"  # constant, linear, cosine or wsd, after the warm-up
     warmup: int = 0  # steps of linear warm-up
     weight_decay: float = 0.0  # decoupled, on matrices only
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: float = 0.9  # decay of the mean gradient
+    beta2: float = 0.999  # decay of the mean squared gradient
     clip: float = 1.0  # largest norm of the gradient
     tokens: int = 8192  # inputs in one micro-batch
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError(f"lr must be a number above 0, not {self.lr}")
-        if self.clip <= 0 or self.tokens < 1 or self.warmup < 0 or self.weight_decay < 0:
+        if not (self.clip > 0 and self.tokens > 0 and self.warmup >= 0 and self.weight_decay >= 0):
             raise UserError("clip and tokens must be above 0, warmup and weight_decay at least 0")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise UserError(f"beta1 and beta2 must lie in [0, 1), not at {self.beta1} and {self.beta2}")
 
 
 class Seat:
@@ -74,8 +77,8 @@ class Seat:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Takes back what `state_dict` gave; `state` is not written to by later updates."""
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
         self.scheduler.load_state_dict(state["scheduler"])
         self.skipped = state["skipped"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -187,7 +186,7 @@ def rounds(
     count: int,
     collect: Callable[[int], Examples],
     fit: Callable[[int, Examples], None],
-    restart: Callable[[], Any] | None = None,
+    restart: Callable[[], None] | None = None,
 ) -> None:
     """Collect and curate, then fit, again and again.
 
@@ -200,12 +199,9 @@ def rounds(
         state = run.stage(f"round{r}/collect", lambda r=r: collect(r).state_dict())  # type: ignore[misc]
         data = Examples.from_state(state)
 
-        def body(r: int = r, data: Examples = data) -> None:
-            if restart is not None:
-                restart()
-            fit(r, data)
-
-        run.stage(f"round{r}/fit", body)
+        if restart is not None:  # a stage of its own, so that a fit that is resumed does not begin anew
+            run.stage(f"round{r}/restart", restart)
+        run.stage(f"round{r}/fit", lambda r=r, data=data: fit(r, data))  # type: ignore[misc]
 
 
 def describe(found: Collected) -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from etude.experience.database import plainly
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.meter import Meter
@@ -71,20 +72,21 @@ class Run:
         self.meter = Meter()
         self.reporter = reporter
         self.checkpoint_every = checkpoint_every
-        if not resume:
-            _claim(self.folder)
-        self.store = Store(self.folder)
-        if not resume:
-            (self.folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        self.store = Store(self.folder) if resume else _begin(self.folder, self.config)
         self._path: tuple[str, ...] = ()
         self._tracked: dict[str, Stateful] = {}
         self._saved: dict[str, Any] = {}  # states read from the checkpoint and not yet claimed
         self.done: list[str] = []
         self._steps: dict[str, int] = {}
+        self._results: dict[str, Any] = {}  # of stages inside the branches that are open
         self._pending = _Pending()
         self._branches = 0
         self._number = 0
-        self._restore()
+        try:
+            self._restore()
+        except BaseException:
+            self.close()
+            raise
 
     # --- state -----------------------------------------------------------------------------------
 
@@ -117,15 +119,17 @@ class Run:
         key = self.stage_name
         try:
             if key in self.done:
-                return load_state(self._result(key)) if self._result(key).exists() else None
+                remedy = "restore it from a copy, or begin the run anew"
+                return self._results[key] if key in self._results else load_state(self._result(key), remedy)
             result = body()
             self._commit(Clock(self._steps.get(key, 0), self._steps.get(key, 0), key))
             for full in [t for t in self._tracked if t.startswith(f"{key}/")]:
                 del self._tracked[full]
             self.done.append(key)
-            if not self._branches:
-                if result is not None:
-                    save_state(self._result(key), result)
+            if self._branches:
+                self._results[key] = result
+            else:
+                save_state(self._result(key), result)
                 self.checkpoint()
             return result
         finally:
@@ -141,12 +145,13 @@ class Run:
             clock = Clock(step, total, key)
             # Dropout and the like draw from torch's global stream: key it too.
             torch.manual_seed(self.stream(clock).at("torch").digest() % 2**63)
-            began = time.perf_counter()
+            began, charged = time.perf_counter(), self.meter["seconds"]
             yield clock
             seconds = time.perf_counter() - began
-            self.meter.charge("seconds", seconds)
-            self._steps[key] = step + 1
+            # Less what loops in branches of this step have charged already.
+            self.meter.charge("seconds", max(0.0, seconds - (self.meter["seconds"] - charged)))
             self._commit(clock, seconds)
+            self._steps[key] = step + 1
             if not self._branches and (step + 1) % self.checkpoint_every == 0:
                 self.checkpoint()
 
@@ -156,7 +161,7 @@ class Run:
         was logged. Only the meter goes on counting."""
         outer, self._path = self._path, (*self._path, f"branch:{name}")
         states = {full: deepcopy(thing.state_dict()) for full, thing in self._tracked.items()}
-        done, steps, pending = list(self.done), dict(self._steps), self._pending
+        done, steps, results, pending = list(self.done), dict(self._steps), dict(self._results), self._pending
         random = torch.get_rng_state()
         self._branches += 1
         self._pending = _Pending()
@@ -164,7 +169,8 @@ class Run:
             yield
         finally:
             self._branches -= 1
-            self._pending, self.done, self._steps, self._path = pending, done, steps, outer
+            self._pending, self.done, self._steps, self._results = pending, done, steps, results
+            self._path = outer
             self._tracked = {full: self._tracked[full] for full in states}
             for full, thing in self._tracked.items():
                 thing.load_state_dict(states[full])
@@ -221,12 +227,14 @@ class Run:
             _remove(old)
 
     def _restore(self) -> None:
+        for left in (self.folder / "checkpoints").glob(".*"):  # by a kill while one was written or removed
+            shutil.rmtree(left, ignore_errors=True)
         found = _checkpoints(self.folder)
         if not found:
             self.store.rewind(None)
             return
         self._number = int(found[-1].name)
-        state = load_state(found[-1])
+        state = load_state(found[-1], f"delete {found[-1]} to go on from the checkpoint before it")
         self.done = state["done"]
         self._steps = state["steps"]
         self._saved = state["tracked"]
@@ -259,14 +267,33 @@ def open_run(folder: str | Path, reporter: Reporter | None = None) -> Run:
     return Run(folder, config, resume=True, checkpoint_every=config.get("checkpoint_every", 20), reporter=reporter)
 
 
-def _claim(folder: Path) -> None:
-    """Makes the run directory, which must be new or empty."""
+def _begin(folder: Path, config: Mapping[str, Any]) -> Store:
+    """Makes the run directory, which must be new or empty, with its config; leaves nothing behind where
+    it cannot."""
+    new = True
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            new = False
         if any(folder.iterdir()):
             raise UserError(f"{folder} is not empty: name a new directory, or go on with `etude resume {folder}`")
     except OSError as error:
         raise UserError(f"cannot make the run directory {folder}: {error.strerror}") from error
+    try:
+        store = Store(folder)
+    except UserError:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    try:
+        with plainly(folder):
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    except UserError:
+        store.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return store
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from etude.acting.agent import PolicyAgent
 from etude.acting.episodes import episodes
 from etude.acting.sample import sample
-from etude.audits.evaluate import Evaluation, evaluate
+from etude.audits.evaluate import evaluate
+from etude.audits.report import Evaluation
 from etude.experience.claims import BaseRecipe
 from etude.experience.errors import UserError
 from etude.experience.meter import Meter
@@ -34,8 +35,8 @@ FROM_SCRATCH = ("tiny", "small")  # zoo names that start from random weights
 class Lora:
     """A low-rank adapter (PEFT); rank 0 trains all weights."""
 
-    rank: int = 0
-    alpha: float | None = None  # None: twice the rank
+    rank: int = 0  # of the adapter; 0: all weights are trained
+    alpha: float | None = None  # scale of the adapter, over its rank; None: twice the rank
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,31 @@ class Common:
     world: str = "chain_sum"  # a world's name, or a data file; see `etude list --worlds`
     world_options: tuple[str, ...] = ()  # name=value, e.g. min_terms=2
     policy: str = "tiny"  # table, tiny, small, smollm2, or the path of a checkpoint
-    base: bool = True  # first teach a policy with random weights from demonstrations until it is mediocre
-    base_low: float = 0.15  # the base is done when its pass@1 is at least this ...
+    base: bool = True  # whether a policy with random weights is first taught from demonstrations until mediocre
+    base_noise: float = 0.6  # share of those demonstrations that hold a fault
+    base_low: float = 0.30  # the base is done when its pass@1 is at least this ...
     base_high: float = 0.40  # ... and at most this
-    seed: int = 0
+    seed: int = 0  # of every random stream
     lora: Lora = field(default_factory=Lora)
     max_tokens: int = 64  # longest answer
     temperature: float = 1.0  # of sampling while learning
     reward: tuple[str, ...] = ()  # reward functions, module:function or file.py:function
+    reward_seconds: float = 30.0  # longest a reward function may take over an answer
     eval_every: int = 25  # steps between evaluations; 0: only before and after
-    eval_problems: int = 256
+    eval_problems: int = 256  # held-out problems in an evaluation
     eval_samples: int = 1  # answers a problem, sampled at temperature 1
-    device: str = "cpu"
-    checkpoint_every: int = 20  # steps
+    device: str = "cpu"  # cpu or cuda
+    checkpoint_every: int = 20  # steps between checkpoints
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise UserError(f"temperature must be at least 0, not {self.temperature}")
+        if not self.reward_seconds > 0:
+            raise UserError(f"reward_seconds must be above 0, not {self.reward_seconds}")
+        if self.eval_every < 0:
+            raise UserError(f"eval_every must be at least 0, not {self.eval_every}")
+        if not 0 <= self.base_low < self.base_high <= 1:
+            raise UserError(f"base_low must be a share below base_high, not {self.base_low} and {self.base_high}")
         for name in ("max_tokens", "eval_problems", "eval_samples", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -123,14 +132,16 @@ class Setting:
 def setting(run: Run, common: Common, start: Start = "base") -> Setting:
     """Builds what `common` names. `start` says what a policy with random weights is first made into:
     "base" (taught until mediocre, see `BaseRecipe`) or "random"."""
-    policy = starting_policy(run, common, start)
+    policy: Any = starting_policy(run, common, start)  # adapters fit some of the policies and refuse the others
     world = load_world(common.world, **{"notation": policy.tokenizer.notation, **parse_options(common.world_options)})
     if common.lora.rank:
         from etude.policies.adapters import add_lora
 
-        policy = add_lora(policy, common.lora.rank, common.lora.alpha)
+        policy = add_lora(policy, common.lora.rank, common.lora.alpha, keys=run.keys.at("lora"))
     run.track("policy", Weights(policy))
-    score = Rewards(common.reward, verifier=world.score) if common.reward else world.score
+    score: Score = world.score
+    if common.reward:
+        score = Rewards(common.reward, verifier=world.score, seconds=common.reward_seconds)
     return Setting(run, common, world, policy, score, start)
 
 
@@ -141,6 +152,7 @@ def starting_policy(run: Run, common: Common, start: Start) -> Policy:
         recipe = BaseRecipe(
             common.world,
             parse_options(common.world_options),
+            noise=common.base_noise,
             policy=name,
             until=(common.base_low, common.base_high),
             max_tokens=common.max_tokens,
@@ -158,12 +170,17 @@ def acting_for(world: World, act: Acting, meter: Meter | None = None, room: int 
 def parse_options(words: Sequence[str]) -> dict[str, Any]:
     """`name=value` words as options; values are JSON where they parse as such, else text."""
     out: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise UserError(f"a world option is name=value, not {word!r}")
+    for name, value in named(words, "world option").items():
         try:
             out[name] = json.loads(value)
         except ValueError:
             out[name] = value
     return out
+
+
+def named(words: Sequence[str], what: str) -> dict[str, str]:
+    """`name=value` words as a mapping. Raises UserError for a word that is not one."""
+    for word in words:
+        if not word.partition("=")[0] or "=" not in word:
+            raise UserError(f"a {what} is given as name=value, not {word!r}")
+    return dict(word.split("=", 1) for word in words)

@@ -12,7 +12,7 @@ from typing import Any
 from etude.experience.errors import UserError, unknown
 from etude.learning.run import Reporter, Run, open_run
 from etude.learning.setting import Common, setting
-from etude.methods.catalog import CATALOG, load
+from etude.methods.catalog import entry, load
 from etude.methods.method import Method
 from etude.methods.options import build
 from etude.policies.zoo import save_policy
@@ -47,6 +47,8 @@ def train(
     common = build(Common, {k: v for k, v in options.items() if k in shared})
     config = build(chosen.config, {k: v for k, v in options.items() if k in own})
     name = name or slug
+    if Path(name).name != name:
+        raise UserError(f"name {name!r} should be a plain word: say where the run goes with out")
     folder = Path(out) if out is not None else _folder(name, common.seed)
     record = {
         "method": slug,
@@ -66,14 +68,20 @@ def train(
 
 
 def resume(folder: str | Path, reporter: Reporter | None = None) -> Run:
-    """Goes on with a run that was cut, to the end it would have had."""
+    """Goes on with a run that was cut, to the end it would have had. Raises UserError if `folder` holds
+    none, if it is in use, or if it is damaged."""
     run = open_run(folder, reporter)
     try:
-        slug, common, options = (run.config[k] for k in ("method", "common", "options"))
+        slug, shared, own = (run.config[k] for k in ("method", "common", "options"))
+        chosen = method(slug)
+        common, config = build(Common, shared), build(chosen.config, own)
     except KeyError as error:
+        run.close()
         raise UserError(f"{folder}/config.json lacks {error}: it was not made by `etude train`") from None
-    chosen = method(slug)
-    return _go(run, chosen, build(Common, common), build(chosen.config, options))
+    except UserError:
+        run.close()
+        raise
+    return _go(run, chosen, common, config)
 
 
 def _go(run: Run, chosen: Method, common: Common, config: Any) -> Run:
@@ -81,10 +89,11 @@ def _go(run: Run, chosen: Method, common: Common, config: Any) -> Run:
     try:
         s = setting(run, common, chosen.start)
         run.stage("train", lambda: chosen.train(s, config))
-        home = run.folder / "policy"
-        if not home.exists():
-            save_policy(s.policy, home)
+        if not (run.folder / "policy").exists():
+            save_policy(s.policy, run.folder / "policy")
         return run
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with `etude resume {run.folder}`") from None
     finally:
         run.close()
 
@@ -101,13 +110,11 @@ def _folder(name: str, seed: int) -> Path:
 
 
 def describe(slug: str) -> Mapping[str, Any]:
-    """What `etude show` prints: the catalogue row, the docstring, the hyperparameters."""
-    row = CATALOG[slug]
+    """What `etude show` prints: the catalogue row, the docstring, the hyperparameters (the last two are
+    empty where it is not written yet). Raises UserError if there is no such method."""
+    row = entry(slug)
+    if not row.works:
+        return {**asdict(row), "works": False, "doc": "", "options": {}}
     module = load(slug)
     chosen: Method = module.METHOD
-    return {
-        **asdict(row),
-        "works": row.works,
-        "doc": (module.__doc__ or "").strip(),
-        "options": asdict(chosen.config()),
-    }
+    return {**asdict(row), "works": True, "doc": (module.__doc__ or "").strip(), "options": asdict(chosen.config())}

@@ -45,12 +45,16 @@ def load_policy(
 
     `keys` draw the weights of `tiny` and `small`, the same on every device; `shape` changes their sizes
     (width, depth, heads, ffn, limit) or those of `table` (order, rows, limit). Raises UserError for an
-    unknown name, a path that holds no policy, and sizes that do not fit.
+    unknown name, a path that holds no policy, sizes that do not fit, and a device that is not there.
     """
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {device!r}: torch finds no CUDA device here, use cpu")
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise unknown("device", device, ("cpu", "cuda")) from None
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in kinds:
         raise unknown("dtype", dtype, kinds)
@@ -61,28 +65,38 @@ def load_policy(
         raise UserError(f"{name!r} is already trained: its {next(iter(shape))} cannot be chosen")
     else:
         policy = _read(_smollm2() if name == "smollm2" else _existing(name), kinds[dtype])
-    return policy.to(device)
+    try:
+        return policy.to(device)
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def save_policy(policy: Policy, folder: str | Path) -> None:
-    """Writes a folder that `load_policy` reads back identically. Raises UserError if the disk refuses."""
+    """Writes a folder that `load_policy` reads back identically. One that is new appears whole or not at
+    all. Raises UserError if the disk refuses."""
     from safetensors import SafetensorError
 
     from etude.policies.adapters import adapted, adapter_off, save_adapter
 
     folder = Path(folder)
+    new = not folder.exists()
+    place = folder.with_name(f".{folder.name}.partial") if new else folder
     model: Any = policy
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / ADAPTER, ignore_errors=True)
-        model.tokenizer.save(folder)
+        shutil.rmtree(place if new else place / ADAPTER, ignore_errors=True)
+        place.mkdir(parents=True, exist_ok=True)
+        model.tokenizer.save(place)
         if adapted(model):
-            save_adapter(model, folder / ADAPTER)
+            save_adapter(model, place / ADAPTER)
             with adapter_off(model):
-                model.save(folder)
+                model.save(place)
         else:
-            model.save(folder)
+            model.save(place)
+        if new:
+            place.rename(folder)
     except (OSError, SafetensorError) as error:
+        if new:
+            shutil.rmtree(place, ignore_errors=True)
         raise UserError(f"cannot write the policy to {folder}: {error}") from None
 
 

@@ -81,11 +81,11 @@ def load_examples(source: Source, kind: Kind = "completion", columns: Columns = 
     """The examples of a .jsonl or .parquet file, a folder of them or one that `datasets` saved, a
     `datasets.Dataset`, or any rows in memory.
 
-    `completion` reads `prompt` and `completion`; `chat` reads `messages`, of which the last, the
-    assistant's, is the completion; `preference` reads `prompt`, `chosen` and `rejected` (chats without a
-    `prompt` share their beginning); `problem` reads `prompt` and `answer`, perhaps `category` and
-    `difficulty`. Prompts are text or messages. `columns` maps these names to the data's own.
-    Raises UserError, with the file and line or row, on anything that is not such data.
+    `completion` reads `prompt` and `completion`, or, without a `prompt`, what `chat` does; `chat` reads
+    `messages`, of which the last, the assistant's, is the completion; `preference` reads `prompt`,
+    `chosen` and `rejected` (chats without a `prompt` share their beginning); `problem` reads `prompt`
+    and `answer`, perhaps `category` and `difficulty`. Prompts are text or messages. `columns` maps these
+    names to the data's own. Raises UserError, with the file and line or row, on anything that is not such data.
     """
     readers: dict[str, Callable[[Row, int], Any]] = {
         "completion": _completion,
@@ -100,6 +100,8 @@ def load_examples(source: Source, kind: Kind = "completion", columns: Columns = 
 
 
 def _completion(row: Row, number: int) -> Example:
+    if row.has("messages") and not row.has("prompt"):
+        return _chat(row, number)
     return Example(_prompt(row), _reply(row, "completion"))
 
 

@@ -49,6 +49,8 @@ def _read_lines(path: Path) -> Iterator[Placed]:
                 row = json.loads(text or "{}")
             except UnicodeDecodeError as error:
                 raise UserError(f"{where}: not UTF-8 at byte {error.start + 1} of the line") from None
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
             except ValueError as error:
                 raise UserError(f"{where}: not JSON: {error}") from None
             except RecursionError:

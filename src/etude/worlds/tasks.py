@@ -43,13 +43,23 @@ def _with(levels: Levels, **common: Any) -> dict[str, dict[str, Any]]:
 # from easy to hard. Every other task has the one category "default", with reasoning-gym's own settings.
 LEVELS: dict[str, Levels] = {
     "basic_arithmetic": _with(_both("terms", 2, 3, 4), min_digits=1, max_digits=1),
-    "chain_sum": _with(_both("terms", 2, 3, 4), min_digits=1, max_digits=2),
+    "chain_sum": _with(_both("terms", 2, 3, 4), min_digits=1, max_digits=1),
     "composite": {
         "default": {
             "datasets": [{"name": n, "weight": 1.0, "config": {}} for n in ("chain_sum", "number_sorting", "gcd")]
         }
     },
-    "countdown": _with(_both("numbers", 3, 4), min_value=1, max_value=20, min_target=10, max_target=100),
+    "countdown": {
+        f"to-{n}": {
+            "min_numbers": 3,
+            "max_numbers": 3,
+            "min_value": 1,
+            "max_value": n,
+            "min_target": 1,
+            "max_target": 30,
+        }
+        for n in (5, 9)
+    },
     "futoshiki": _both("board_size", 4, 5, 6),
     "gcd": {f"to-{n}": {"min_value": 1, "max_value": n} for n in (20, 100, 1000)},
     "lcm": {f"to-{n}": {"min_value": 1, "max_value": n} for n in (10, 30, 100)},

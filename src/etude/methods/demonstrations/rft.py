@@ -6,6 +6,9 @@ times; the right answers are kept, each distinct one once, and the policy is fin
     D_r = { (x, y) : y ~ pi_r(. | x), correct(x, y) },      L = - sum_t log pi(y_t | x, y_<t) / tokens
 
 With one round and one answer a problem it is self-training on the model's own right answers.
+
+Departure: the paper samples once, and then trains the pretrained model anew on the answers and its original data; with
+more than one round this goes on from the last weights, on the answers alone.
 """
 
 from __future__ import annotations
@@ -30,12 +33,12 @@ from etude.objectives.nll import NLL
 class RFT:
     """RFT's hyperparameters."""
 
-    rounds: int = 4
+    rounds: int = 4  # of sampling and fitting
     problems: int = 256  # asked in each round
     members: int = 8  # answers to each
     steps: int = 50  # updates in each round
     batch: int = 32  # examples an update
-    normalise: By = "token"
+    normalise: By = "token"  # what the loss is a mean over
     optim: Optim = field(default_factory=lambda: Optim(lr=5e-4))
 
     def __post_init__(self) -> None:

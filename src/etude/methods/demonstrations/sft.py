@@ -15,7 +15,7 @@ from etude.experience.batch import By
 from etude.experience.errors import UserError
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import examples, fit
-from etude.learning.setting import Setting
+from etude.learning.setting import Setting, named
 from etude.methods.method import Method
 from etude.objectives.nll import NLL
 from etude.worlds.data import load_examples
@@ -32,7 +32,7 @@ class SFT:
     columns: tuple[str, ...] = ()  # ours=theirs, e.g. prompt=question
     demonstrations: int = 2000  # how many the oracle writes
     style: str = "plain"  # of the oracle's demonstrations
-    normalise: By = "token"
+    normalise: By = "token"  # what the loss is a mean over
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, schedule="cosine", warmup=10))
 
     def __post_init__(self) -> None:
@@ -52,8 +52,7 @@ def train(s: Setting, config: SFT) -> None:
 def from_file(s: Setting, config: SFT) -> Examples:
     """The rows of a data file."""
     assert config.data is not None
-    columns = dict(c.split("=", 1) for c in config.columns)
-    loaded = load_examples(config.data, "completion", columns)
+    loaded = load_examples(config.data, "completion", named(config.columns, "column"))
     return Examples([completion(s.policy.tokenizer, e.prompt, e.completion, s.policy.limit) for e in loaded])
 
 

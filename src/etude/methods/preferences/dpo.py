@@ -21,9 +21,10 @@ from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.protocols import Clock
 from etude.experience.rows import Row
+from etude.experience.types import Trajectory
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import examples, fit
-from etude.learning.setting import Setting
+from etude.learning.setting import Setting, named
 from etude.methods.method import Method
 from etude.objectives.pairs import PairLoss
 from etude.objectives.reference import ReferenceCache, with_reference
@@ -51,6 +52,8 @@ class DPO:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.beta <= 0:
             raise UserError(f"beta must be above 0, not {self.beta}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise UserError(f"label_smoothing must lie in [0, 0.5), not at {self.label_smoothing}")
 
 
 def train(s: Setting, config: DPO) -> None:
@@ -73,7 +76,7 @@ def from_file(s: Setting, config: DPO) -> Examples:
     """The pairs of a data file."""
     assert config.data is not None
     tokenizer, limit = s.policy.tokenizer, s.policy.limit
-    loaded = load_examples(config.data, "preference", dict(c.split("=", 1) for c in config.columns))
+    loaded = load_examples(config.data, "preference", named(config.columns, "column"))
     chosen = [completion(tokenizer, e.prompt, e.chosen, limit) for e in loaded]
     rejected = [completion(tokenizer, e.prompt, e.rejected, limit) for e in loaded]
     return pairs(chosen, rejected)
@@ -89,8 +92,8 @@ def own_pairs(s: Setting, config: DPO) -> Examples:
         right = [m for m in group.members if m.correct]
         wrong = [m for m in group.members if not m.correct]
         for good, bad in list(zip(right, wrong, strict=False))[: config.pairs_each]:
-            chosen += demonstration(good)
-            rejected += demonstration(bad)
+            chosen.append(_only_row(good))
+            rejected.append(_only_row(bad))
     s.run.keep(groups, [0 < g.solved < 1 for g in groups])
     s.run.log({"accuracy": sum(g.solved for g in groups) / len(groups), "pairs": float(len(chosen))})
     if not chosen:
@@ -98,6 +101,16 @@ def own_pairs(s: Setting, config: DPO) -> Examples:
             f"none of {config.problems} problems got both a right and a wrong answer: ask more, or start elsewhere"
         )
     return pairs(chosen, rejected)
+
+
+def _only_row(answer: Trajectory) -> Row:
+    rows = demonstration(answer)
+    if len(rows) != 1:
+        raise UserError(
+            f"problem {answer.problem.id}: an answer whose context was cut fills {len(rows)} rows and cannot be in a "
+            "pair: allow a longer context"
+        )
+    return rows[0]
 
 
 METHOD = Method("dpo", DPO, train)

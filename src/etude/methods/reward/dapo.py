@@ -7,7 +7,7 @@ long answers too little, and punishes answers that were merely cut off. Four cha
 2. Dynamic sampling: groups with accuracy 0 or 1 are dropped and others drawn until the batch is full (eq. 11).
 3. Token-level loss: the mean is over all tokens of all answers (eq. 12).
 4. Soft overlong punishment: an answer of |o| tokens, of at most L with a cache of c before it, is charged
-   0 for |o| <= L - c, ((L - c) - |o|) / c in between, and -1 beyond L or cut off (eq. 13).
+   0 for |o| <= L - c, and ((L - c) - |o|) / c beyond, which is -1 where it was cut off at L (eq. 13).
 
 No KL term. With clip_high = clip_low, selector = all, normalise = sequence and overlong_cache = 0 this is GRPO.
 """
@@ -28,13 +28,13 @@ from etude.methods.method import Method
 class DAPO(GroupRL):
     """DAPO's hyperparameters."""
 
-    normalise: By = "token"
-    selector: str = "mixed"
+    normalise: By = "token"  # what the loss is a mean over
+    selector: str = "mixed"  # groups in which some answers are right and some wrong
     max_draws: int = 3  # at most three times the problems, then the step goes on with what there is
-    objective: str = "dapo"
-    shaping: str = "overlong"
-    clip_low: float = 0.2
-    clip_high: float = 0.28
+    objective: str = "dapo"  # the loss (`etude list --parts`)
+    shaping: str = "overlong"  # answers near the limit are punished (reward in `etude list --parts`)
+    clip_low: float = 0.2  # the ratio is not taken below 1 - clip_low
+    clip_high: float = 0.28  # the ratio is not taken above 1 + clip_high
     overlong_cache: int = 16  # tokens before the longest answer over which the punishment grows to 1
 
     def options(self) -> Mapping[tuple[Kind, str], Mapping[str, Any]]:

@@ -12,13 +12,12 @@ and unit standard deviation this is GRPO times |o| / C.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from etude.experience.batch import By
 from etude.experience.plugs import Kind
 from etude.learning.group_rl import GroupRL, group_rl
-from etude.learning.setting import Setting
 from etude.methods.method import Method
 
 
@@ -26,9 +25,9 @@ from etude.methods.method import Method
 class DrGRPO(GroupRL):
     """Dr. GRPO's hyperparameters."""
 
-    normalise: By = "row"  # token sums, divided by the number of answers; `train` divides by C as well
-    credit: str = "dr-grpo"
-    objective: str = "dr-grpo"
+    normalise: By = "constant"  # token sums, divided by G C (over all groups of an update)
+    credit: str = "dr-grpo"  # how rewards become advantages (`etude list --parts`)
+    objective: str = "dr-grpo"  # the loss (`etude list --parts`)
     clip: float = 0.2  # the ratio is clipped to 1 - clip and 1 + clip
 
     def options(self) -> Mapping[tuple[Kind, str], Mapping[str, Any]]:
@@ -36,10 +35,4 @@ class DrGRPO(GroupRL):
         return {("objective", "dr-grpo"): {"clip": self.clip}}
 
 
-def train(s: Setting, config: DrGRPO) -> None:
-    """The divisor: answers of one update times the longest answer."""
-    answers = config.problems * config.members / config.minibatches
-    group_rl(s, replace(config, normalise="constant", constant=answers * s.common.max_tokens))
-
-
-METHOD = Method("dr-grpo", DrGRPO, train)
+METHOD = Method("dr-grpo", DrGRPO, group_rl)

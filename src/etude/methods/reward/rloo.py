@@ -5,8 +5,8 @@ need. Idea: the whole answer is one action, and the other G - 1 answers to the q
 
     A_i = r_i - 1/(G - 1) sum_{j != i} r_j,      L = - mean_i A_i log pi(o_i)
 
-with log pi(o_i) summed over the answer's tokens. A_i = G/(G - 1) (r_i - mean(r)), so up to that factor, at one
-update a batch, its gradient is Dr. GRPO's.
+with log pi(o_i) summed over the answer's tokens. A_i = G/(G - 1) (r_i - mean(r)), so at one update a
+batch its gradient is G/(G - 1) C times Dr. GRPO's, C being that method's constant.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class RLOO(GroupRL):
     """RLOO's hyperparameters."""
 
     normalise: By = "row"  # token sums, divided by the number of answers
-    credit: str = "rloo"
-    objective: str = "rloo"
+    credit: str = "rloo"  # how rewards become advantages (`etude list --parts`)
+    objective: str = "rloo"  # the loss (`etude list --parts`)
 
 
 METHOD = Method("rloo", RLOO, group_rl)
