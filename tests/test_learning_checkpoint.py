@@ -92,6 +92,15 @@ def test_tensors_that_share_storage_come_back_apart_and_equal(tmp_path):
     assert back["b"][0] == 0.0
 
 
+def test_what_is_not_contiguous_comes_back_equal(tmp_path):
+    columns, whole = np.asfortranarray(np.arange(6.0).reshape(2, 3)), torch.arange(6.0).reshape(2, 3)
+    save_state(tmp_path / "s", [columns, whole.T, whole[:, ::2]])
+    back = load_state(tmp_path / "s", REMEDY)
+    assert back[0].tolist() == columns.tolist()
+    assert torch.equal(back[1], whole.T)
+    assert torch.equal(back[2], whole[:, ::2])
+
+
 def test_a_saved_state_does_not_follow_what_it_was_made_of(tmp_path):
     weights = torch.zeros(3, requires_grad=True)
     save_state(tmp_path / "s", [weights])

@@ -219,6 +219,15 @@ def test_a_step_in_which_nothing_is_selected_is_counted_and_changes_nothing(run)
     assert [list(r.gain) for r in curriculum.reports] == [[0.0] * 3] * 2
 
 
+def test_a_curriculum_that_has_nothing_to_ask_makes_an_empty_step(run):
+    class Done(Uniform):
+        def draw(self, n, clock, keys):
+            return []
+
+    go(run, small_lm(), steps=1, curriculum=Done(Echo()))
+    assert {n: m.value.tolist() for n, m in run.store.metrics().items()} == {"empty_step": [1.0]}
+
+
 class Sizes(Pure):
     """Counts the rows of each update."""
 

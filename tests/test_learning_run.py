@@ -399,7 +399,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("config", [None, "{half", "\xff"])
+@pytest.mark.parametrize("config", [None, "{half", "\xff", "[1]"])
 def test_a_folder_that_is_no_run_is_refused(tmp_path, config):
     if config is not None:
         (tmp_path / "config.json").write_bytes(config.encode("latin-1"))

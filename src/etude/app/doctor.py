@@ -38,7 +38,7 @@ class DoctorFlags:
 def doctor(argv: Sequence[str]) -> None:
     """Prints the findings."""
     flags = parse(DoctorFlags, argv, "doctor")
-    found = {"python": platform.python_version(), "packages": packages(), "machine": machine()}
+    found: dict[str, Any] = {"python": platform.python_version(), "packages": packages(), "machine": machine()}
     if flags.json:
         print(json.dumps(found, indent=1))
         return

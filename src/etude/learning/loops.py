@@ -159,7 +159,8 @@ def on_policy(
             roles, act, score, curriculum, clock, keys,
             problems=problems, members=members, shape=shape, select=select, max_draws=max_draws,
         )  # fmt: skip
-        run.log(describe(found))
+        if found.groups:  # a curriculum may have nothing more to ask
+            run.log(describe(found))
         run.keep(found.groups, found.kept)
         gain = [0.0] * len(found.groups)
         if any(m.tokens(agent) for g in found.chosen for m in g.members):

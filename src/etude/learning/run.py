@@ -264,6 +264,8 @@ def open_run(folder: str | Path, reporter: Reporter | None = None) -> Run:
         raise UserError(f"{folder} is not a run directory: it has no config.json") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} should hold a JSON object, as a run writes it")
     return Run(folder, config, resume=True, checkpoint_every=config.get("checkpoint_every", 20), reporter=reporter)
 
 

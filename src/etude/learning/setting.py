@@ -48,7 +48,7 @@ class Common:
     policy: str = "tiny"  # table, tiny, small, smollm2, or the path of a checkpoint
     base: bool = True  # whether a policy with random weights is first taught from demonstrations until mediocre
     base_noise: float = 0.6  # share of those demonstrations that hold a fault
-    base_low: float = 0.30  # the base is done when its pass@1 is at least this ...
+    base_low: float = 0.20  # the base is done when its pass@1 is at least this ...
     base_high: float = 0.40  # ... and at most this
     seed: int = 0  # of every random stream
     lora: Lora = field(default_factory=Lora)

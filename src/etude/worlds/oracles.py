@@ -14,7 +14,6 @@ from etude.worlds.chain import ChainWorld
 from etude.worlds.oracle_countdown import CountdownOracle
 from etude.worlds.oracle_grid import MiniSudokuOracle
 from etude.worlds.oracle_sum import chain_oracle, chain_sum_oracle
-from etude.worlds.retry import RetryWorld
 from etude.worlds.textworld import TextWorld, TextWorldOracle
 from etude.worlds.working import Demonstration, Fault, Solution, StepOracle
 
@@ -45,8 +44,9 @@ def step_oracle(world: World) -> StepOracle:
 
 def find_oracle(world: World) -> StepOracle | None:
     """The oracle of a world, or None."""
-    if isinstance(world, RetryWorld):
-        return find_oracle(world.inner)
+    inner: World | None = getattr(world, "inner", None)
+    if inner is not None:  # a world around another, as retry is
+        return find_oracle(inner)
     if isinstance(world, ChainWorld):
         return chain_oracle(world)
     if isinstance(world, TextWorld):
