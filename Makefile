@@ -7,7 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 .PHONY: demo test lint types unit smollm2 clean
 
 demo: $(VENV)/.core
-	$(BIN)/etude train grpo --world chain_sum --policy tiny --name demo
+	$(BIN)/etude train grpo --world chain_sum --policy tiny --base-low 0.3 --steps 100 --problems 32 --max-tokens 16 \
+		--eval-every 10 --name demo
 
 test: lint types unit
 

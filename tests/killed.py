@@ -42,7 +42,7 @@ def work(folder: Path) -> None:
     world, policy = Echo(slack=2), small_lm(3)
     run.track("policy", Weights(policy))
     roles = {"actor": PolicyAgent(policy, limits=LIMITS, meter=run.meter)}
-    optim = Optim(lr=1e-3, schedule="cosine", warmup=2)
+    optim = Optim(lr=1e-3, schedule="cosine", warmup=0.25)
 
     def warm() -> None:
         rows = []

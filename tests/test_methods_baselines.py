@@ -19,14 +19,14 @@ from small import small_lm
 STEPS = {"steps": 3}
 SMALL = {**STEPS, "problems": 4, "members": 8}
 CONFIGS = {
-    "sft": {**STEPS, "batch": 4, "demonstrations": 10, "optim": {"warmup": 1}},
+    "sft": {**STEPS, "batch": 4, "demonstrations": 10},
     "rft": {"rounds": 2, "problems": 24, "members": 8, "steps": 3, "batch": 4},
     "grpo": {**SMALL, "kl_coef": 0.04},
     "dr-grpo": SMALL,
     "dapo": {**SMALL, "overlong_cache": 1, "max_draws": 4},
     "rloo": {**SMALL, "epochs": 2},
     "group-rl": {**SMALL, "curriculum": "easy-to-hard", "credit": "batch-token", "objective": "gspo", "minibatches": 2},
-    "dpo": {**STEPS, "problems": 24, "members": 8, "batch": 4, "optim": {"warmup": 1}},
+    "dpo": {**STEPS, "problems": 24, "members": 8, "batch": 4},
 }
 CHAIN = {
     "world": "chain_sum",
@@ -139,7 +139,7 @@ def test_sft_learns_a_file_of_prompts_or_of_chats(common, tmp_path):
             for p, c in pairs
         )
     )
-    learn = {"steps": 40, "batch": 10, "optim": {"lr": 2e-2, "warmup": 1}}
+    learn = {"steps": 40, "batch": 10, "optim": {"lr": 2e-2}}
     a = train("sft", out=tmp_path / "a", data=str(plain), columns=("prompt=question",), **learn, **common)
     b = train("sft", out=tmp_path / "b", data=str(chats), **learn, **common)
     assert same(weights(a), weights(b))  # a lone user message is its text
@@ -153,9 +153,7 @@ def test_dpo_learns_a_file_of_pairs(common, tmp_path):
     file.write_text(
         "".join(json.dumps({"prompt": f"{d}=", "chosen": str(d), "rejected": str(9 - d)}) + "\n" for d in range(10))
     )
-    run = train(
-        "dpo", out=tmp_path / "r", data=str(file), steps=30, batch=10, optim={"lr": 3e-3, "warmup": 1}, **common
-    )
+    run = train("dpo", out=tmp_path / "r", data=str(file), steps=30, batch=10, optim={"lr": 3e-3}, **common)
     with Store(run.folder, read_only=True) as store:
         margin = store.metrics("margin")["margin"].value
         loss = store.metrics("loss")["loss"].value
@@ -235,8 +233,8 @@ def test_an_adapter_learns_and_the_weights_under_it_stay(common, start, tmp_path
         ("grpo", {"world_options": ("verifier",)}, "a world option is given as name=value, not 'verifier'"),
         ("grpo", {"world_options": ("verifyer=exact",)}, "did you mean verifier"),
         ("grpo", {"reward": ("nothing.py:f",)}, "nothing.py"),
-        ("sft", {"data": "missing.jsonl", "optim": {"warmup": 0}}, "no such file: missing.jsonl"),
-        ("sft", {"optim": {"warmup": 0}}, "world 'echo' has no oracle"),
+        ("sft", {"data": "missing.jsonl", "steps": 2}, "no such file: missing.jsonl"),
+        ("sft", {"steps": 2}, "world 'echo' has no oracle"),
         ("sft", {"data": "x.jsonl", "columns": ("prompt",)}, "a column is given as name=value"),
         ("dapo", {"overlong_cache": 2}, "overlong cache must be 0 to 1 tokens"),
     ],

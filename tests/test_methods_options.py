@@ -150,4 +150,4 @@ def test_world_options_are_json_where_they_can_be():
 
 def test_nested_defaults_of_a_real_config():
     made = build(method("sft").config, {"optim": {"lr": 3e-3}})
-    assert made.optim == Optim(lr=3e-3, schedule="cosine", warmup=10)
+    assert made.optim == Optim(lr=3e-3, schedule="cosine", warmup=0.05)

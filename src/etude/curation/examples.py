@@ -15,7 +15,7 @@ from etude.experience.batch import Batch, Link, pack
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.protocols import Tokenizer
-from etude.experience.rows import Row, example
+from etude.experience.rows import COLUMNS, Row, example
 from etude.experience.rows import rows as rows_of
 from etude.experience.types import Group, Law, Prompt, Trajectory
 
@@ -57,39 +57,42 @@ class Examples:
         return pack(rows, drawn)
 
     def state_dict(self) -> dict[str, Any]:
-        """A tree of arrays, numbers and strings, for a checkpoint or a stage's result."""
+        """A tree for a checkpoint or a stage's result, with the arrays of all rows joined."""
+        laws = list(dict.fromkeys(law for r in self.rows for law in r.laws))
         return {
-            "rows": [
-                {
-                    "ids": r.ids,
-                    "at": r.at,
-                    "columns": dict(r.columns),
-                    "laws": [[w.temperature, w.top_k, w.top_p, w.min_p, list(w.tilt)] for w in r.laws],
-                    "info": dict(r.info),
-                    "pos": r.pos,
-                    "branch": r.branch,
-                }
-                for r in self.rows
-            ],
+            "lengths": np.array([len(r) for r in self.rows]),
+            "actions": np.array([len(r.at) for r in self.rows]),
+            "ids": np.concatenate([r.ids for r in self.rows]),
+            "at": np.concatenate([r.at for r in self.rows]),
+            "columns": {name: np.concatenate([r.columns[name] for r in self.rows]) for name in COLUMNS},
+            "laws": [[law.temperature, law.top_k, law.top_p, law.min_p, list(law.tilt)] for law in laws],
+            "laws_of": [[laws.index(law) for law in r.laws] for r in self.rows],
+            "info": [dict(r.info) for r in self.rows],
+            "pos": {i: r.pos for i, r in enumerate(self.rows) if r.pos is not None},
+            "branch": {i: r.branch for i, r in enumerate(self.rows) if r.branch is not None},
             "links": [[link.kind, list(link.rows), list(link.roles)] for link in self.links],
         }
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> Examples:
         """What `state_dict` gave, as examples again."""
+        tokens, actions = np.cumsum(state["lengths"])[:-1], np.cumsum(state["actions"])[:-1]
+        ids, at = np.split(state["ids"], tokens), np.split(state["at"], actions)
+        columns = {name: np.split(joined, actions) for name, joined in state["columns"].items()}
+        laws = [Law(t, k, p, m, tuple(tilt)) for t, k, p, m, tilt in state["laws"]]
         rows = [
             Row(
-                r["ids"],
-                r["at"],
-                r["columns"],
-                tuple(Law(t, k, p, m, tuple(tilt)) for t, k, p, m, tilt in r["laws"]),
-                r["info"],
-                r["pos"],
-                r["branch"],
+                ids[i],
+                at[i],
+                {name: parts[i] for name, parts in columns.items()},
+                tuple(laws[law] for law in state["laws_of"][i]),
+                state["info"][i],
+                state["pos"].get(i),
+                state["branch"].get(i),
             )
-            for r in state["rows"]
+            for i in range(len(ids))
         ]
-        return Examples(rows, [Link(kind, tuple(rows_), tuple(roles)) for kind, rows_, roles in state["links"]])
+        return Examples(rows, [Link(kind, tuple(of), tuple(roles)) for kind, of, roles in state["links"]])
 
 
 def completion(tokenizer: Tokenizer, prompt: Prompt, text: str, limit: int, **info: float | str) -> Row:

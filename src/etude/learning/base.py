@@ -171,7 +171,7 @@ class _Search:
 def _until(lesson: _Lesson, run: Run) -> dict[str, float]:
     recipe, policy = lesson.recipe, lesson.policy
     limits = Limits(max_tokens=recipe.max_tokens)
-    seat = run.track("seat", Seat(policy, Optim(lr=recipe.lr, warmup=20), recipe.max_steps))
+    seat = run.track("seat", Seat(policy, Optim(lr=recipe.lr, warmup=0.005), recipe.max_steps))
     search = run.track("search", _Search(recipe, Weights(policy), seat))
     for clock in run.steps(recipe.max_steps):
         keys = run.stream(clock)

@@ -59,8 +59,9 @@ class GroupRL:
 
 
 def compose(config: GroupRL, law_raw: bool) -> dict[Kind, Plug]:
-    """The plugs a config names, checked against one another. Raises UserError in one line."""
-    named = {
+    """The plugs a config names, checked against one another. Raises UserError in one line, also for an
+    option of a plug that another has replaced."""
+    named: dict[Kind, str] = {
         "curriculum": config.curriculum,
         "acting": config.act,
         "reward": config.shaping,
@@ -70,6 +71,11 @@ def compose(config: GroupRL, law_raw: bool) -> dict[Kind, Plug]:
     }
     plugs = {kind: plug(kind, named[kind]) for kind in SLOTS}
     check(list(plugs.values()), law_raw=law_raw)
+    usual = type(config)().options()
+    for (kind, name), given in config.options().items():
+        changed = [option for option, value in given.items() if value != usual[kind, name][option]]
+        if changed and named[kind] != name:
+            raise UserError(f"{changed[0]} is an option of {kind} {name!r}, which {named[kind]!r} has replaced")
     return plugs
 
 

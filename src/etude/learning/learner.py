@@ -31,7 +31,7 @@ class Optim:
 
     lr: float = 1e-3  # peak learning rate
     schedule: str = "constant"  # constant, linear, cosine or wsd, after the warm-up
-    warmup: int = 0  # steps of linear warm-up
+    warmup: float = 0.0  # share of the updates over which the rate rises from 0
     weight_decay: float = 0.0  # decoupled, on matrices only
     beta1: float = 0.9  # decay of the mean gradient
     beta2: float = 0.999  # decay of the mean squared gradient
@@ -41,8 +41,10 @@ class Optim:
     def __post_init__(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError(f"lr must be a number above 0, not {self.lr}")
-        if not (self.clip > 0 and self.tokens > 0 and self.warmup >= 0 and self.weight_decay >= 0):
-            raise UserError("clip and tokens must be above 0, warmup and weight_decay at least 0")
+        if not (self.clip > 0 and self.tokens > 0 and self.weight_decay >= 0):
+            raise UserError("clip and tokens must be above 0, and weight_decay at least 0")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"warmup is a share of the updates, from 0 to 1, not {self.warmup}")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise UserError(f"beta1 and beta2 must lie in [0, 1), not at {self.beta1} and {self.beta2}")
 
@@ -65,7 +67,7 @@ class Seat:
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=optim.lr, betas=(optim.beta1, optim.beta2)
         )
-        self.scheduler = lr_schedule(optim.schedule, self.optimizer, steps, optim.warmup)
+        self.scheduler = lr_schedule(optim.schedule, self.optimizer, steps, round(optim.warmup * steps))
         self.skipped = 0
 
     def state_dict(self) -> dict[str, Any]:

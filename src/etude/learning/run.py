@@ -78,6 +78,7 @@ class Run:
         self._saved: dict[str, Any] = {}  # states read from the checkpoint and not yet claimed
         self.done: list[str] = []
         self._steps: dict[str, int] = {}
+        self._looped: set[str] = set()
         self._results: dict[str, Any] = {}  # of stages inside the branches that are open
         self._pending = _Pending()
         self._branches = 0
@@ -137,10 +138,14 @@ class Run:
 
     def steps(self, total: int) -> Iterator[Clock]:
         """The steps of the stage that are still to do. When the body of a step is over, what it
-        logged is committed as one transaction, and a checkpoint is written if one is due."""
+        logged is committed as one transaction, and a checkpoint is written if one is due. Raises
+        UserError for no steps, ValueError for a second loop in one stage."""
         if total < 1:
             raise UserError(f"steps must be at least 1, not {total}")
         key = self.stage_name
+        if key in self._looped:
+            raise ValueError(f"stage {key!r} has had its loop: open a stage for another")
+        self._looped.add(key)
         for step in range(self._steps.get(key, 0), total):
             clock = Clock(step, total, key)
             # Dropout and the like draw from torch's global stream: key it too.
@@ -161,7 +166,8 @@ class Run:
         was logged. Only the meter goes on counting."""
         outer, self._path = self._path, (*self._path, f"branch:{name}")
         states = {full: deepcopy(thing.state_dict()) for full, thing in self._tracked.items()}
-        done, steps, results, pending = list(self.done), dict(self._steps), dict(self._results), self._pending
+        done, steps, looped = list(self.done), dict(self._steps), set(self._looped)
+        results, pending = dict(self._results), self._pending
         random = torch.get_rng_state()
         self._branches += 1
         self._pending = _Pending()
@@ -169,8 +175,8 @@ class Run:
             yield
         finally:
             self._branches -= 1
-            self._pending, self.done, self._steps, self._results = pending, done, steps, results
-            self._path = outer
+            self.done, self._steps, self._looped = done, steps, looped
+            self._results, self._pending, self._path = results, pending, outer
             self._tracked = {full: self._tracked[full] for full in states}
             for full, thing in self._tracked.items():
                 thing.load_state_dict(states[full])

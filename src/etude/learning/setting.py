@@ -98,7 +98,10 @@ class Setting:
         return Limits(max_tokens=self.common.max_tokens)
 
     def acting(self, act: Acting) -> Acting:
-        """How this world is acted in: by `act`, or in episodes where it has many turns."""
+        """How this world is acted in: by `act`, or in episodes where it has many turns. Raises UserError
+        for a strategy of one answer in a world of many turns."""
+        if act is not sample and isinstance(self.world, Interactive):
+            raise UserError(f"world {self.world.name!r} has many turns, which only act=sample plays")
         return acting_for(self.world, act, self.run.meter, self.common.max_tokens)
 
     def roles(self) -> Roles:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from etude.experience.errors import UserError
+
 EXTRA = "_extra_state"  # how torch calls the part of a module's state that is no tensor
 
 
@@ -28,11 +30,14 @@ class Weights:
         return {**{name: p.detach() for name, p in self._trainable().items()}, **extra}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copies values back in place. Raises ValueError if the names differ."""
+        """Copies values back in place. Raises UserError if they are of another policy."""
         extra = {name: v for name, v in state.items() if name.endswith(EXTRA)}
         own = self._trainable()
         if own.keys() != state.keys() - extra.keys():
-            raise ValueError(f"weights differ in {sorted(own.keys() ^ (state.keys() - extra.keys()))[:3]}")
+            name = min(own.keys() ^ (state.keys() - extra.keys()))
+            raise UserError(
+                f"the saved weights are of another policy (they differ in {name}): has the one it began with changed?"
+            )
         with torch.no_grad():
             for name, p in own.items():
                 p.copy_(state[name])

@@ -33,7 +33,7 @@ class SFT:
     demonstrations: int = 2000  # how many the oracle writes
     style: str = "plain"  # of the oracle's demonstrations
     normalise: By = "token"  # what the loss is a mean over
-    optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, schedule="cosine", warmup=10))
+    optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, schedule="cosine", warmup=0.05))
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "demonstrations"):

@@ -44,7 +44,7 @@ class DPO:
     problems: int = 512  # asked for own pairs
     members: int = 8  # answers to each
     pairs_each: int = 2  # own pairs kept of one problem
-    optim: Optim = field(default_factory=lambda: Optim(lr=2e-4, schedule="linear", warmup=10))
+    optim: Optim = field(default_factory=lambda: Optim(lr=2e-4, schedule="linear", warmup=0.05))
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "problems", "members", "pairs_each"):
