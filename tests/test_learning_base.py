@@ -24,7 +24,7 @@ from small import small_lm, weights_of
 OPTIONS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 SHAPE = {"width": 32, "depth": 1, "heads": 2, "ffn": 64, "limit": 64}
 RECIPE = BaseRecipe(
-    "chain_sum", OPTIONS, policy="tiny", shape=SHAPE, until=(0.06, 0.11), batch=32, lr=5e-3, max_steps=150,
+    "chain_sum", OPTIONS, policy="tiny", shape=SHAPE, until=(0.07, 0.10), batch=32, lr=5e-3, max_steps=150,
     check_every=10, check_problems=64, max_tokens=8,
 )  # fmt: skip
 
@@ -65,7 +65,6 @@ def test_a_base_is_taught_into_its_range_once_and_a_cut_changes_nothing(cache):
     weights = load_file(folder / "model.safetensors")
     low, high = RECIPE.until
     assert low <= said.looks[-1] <= high
-    assert max(said.looks) > high  # it went too far and came back
 
     policy = load_policy(str(folder))
     world = load_world("chain_sum", notation="compact", **OPTIONS)
@@ -79,7 +78,7 @@ def test_a_base_is_taught_into_its_range_once_and_a_cut_changes_nothing(cache):
     assert sorted(p.name for p in folder.parent.iterdir()) == [f".{folder.name}.lock", folder.name]
 
     cache("other")
-    for cut in (4, 33, 57):
+    for cut in (4, said.steps // 2, said.steps - 5):
         with pytest.raises(Cut):
             base(RECIPE, 0, Reporter(cut))
     resumed = base(RECIPE, 0)

@@ -142,7 +142,7 @@ def test_frozen_parameters_stay_and_are_not_written_into_checkpoints():
     assert (before[frozen] == after[frozen]).all()
     assert all((before[n] != after[n]).any() for n in before if n != frozen)
     assert Weights(policy).state_dict().keys() == before.keys() - {frozen}
-    with pytest.raises(ValueError, match="weights differ in"):
+    with pytest.raises(UserError, match="weights are of another policy"):
         Weights(small_lm()).load_state_dict(Weights(policy).state_dict())
     for p in policy.parameters():
         p.requires_grad_(False)
