@@ -88,7 +88,7 @@ def test_names_and_numbers(etude, data, tmp_path, words, line):
 
 
 GOOD = b'{"prompt": "a", "answer": "b", "completion": "b"}\n'
-LONG = b"".join(GOOD.replace(b': "a"', b': "' + str(i).encode() * 600 + b'"') for i in range(10, 30))
+LONG = b"".join(GOOD.replace(b': "a"', b': "' + str(i).encode() * 1100 + b'"') for i in range(10, 30))
 
 
 @pytest.mark.parametrize("how", ["world", "data"])
@@ -100,7 +100,7 @@ LONG = b"".join(GOOD.replace(b': "a"', b': "' + str(i).encode() * 600 + b'"') fo
         (b'{"prompt": "a"}\n', "line 1: no column"),
         (GOOD + b'{"prompt": oops}\n', "line 2: not JSON: Expecting value at column 12"),
         (GOOD + b"\xff\n", "line 2: not UTF-8"),
-        (LONG, "512"),
+        (LONG, "1024"),
     ],
 )
 def test_data_files(etude, tmp_path, how, content, line):

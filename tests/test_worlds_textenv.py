@@ -276,3 +276,14 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(UserError, match=r"needs the package textworld: pip install 'etude\[textworld\]'"):
         GAMES.env(GAMES.problem("train", 0))
+
+
+@pytest.mark.parametrize("action", ["\\help", "save", "look then quit", "look. restart", "go east\x07", "a" * 500])
+def test_what_would_talk_to_the_interpreter_never_reaches_it(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = TextWorld(lengths=(1,))
+    env = w.env(w.problem("train", 0))
+    env.reset()
+    monkeypatch.setattr(env.unwrapped.game, "step", lambda command: pytest.fail(f"sent {command!r}"))
+    observation, reward, terminated, truncated, info = env.step(action)
+    assert (reward, terminated, truncated, info["valid"]) == (0.0, False, False, False)
+    assert observation == "That is not something you can do here."

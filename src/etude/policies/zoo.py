@@ -31,8 +31,8 @@ ZOO = {
 }
 SIZES = {
     "table": {"order": 32, "rows": 4096, "limit": 512},
-    "tiny": {"width": 128, "depth": 4, "heads": 4, "ffn": 384, "limit": 512},
-    "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 1024},
+    "tiny": {"width": 128, "depth": 4, "heads": 4, "ffn": 384, "limit": 1024},
+    "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 2048},
 }
 ADAPTER = "adapter"
 Dtype = Literal["float32", "bfloat16"]

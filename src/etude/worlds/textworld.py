@@ -32,6 +32,11 @@ INSTRUCTION = "You are playing a text game. Answer with one command, such as: {e
 TRIES = 40  # seeds looked at until a game falls into its split
 _GENERATOR = threading.Lock()  # textworld's generator shares tables between games
 
+# What may be sent to the game; the rest is for the interpreter that runs it, which reads escapes and writes files.
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ,'-]{0,199}")
+META = {"save", "restore", "restart", "quit", "q", "script", "transcript", "unscript", "recording", "replay", "verify"}
+REFUSED = "That is not something you can do here."
+
 
 @dataclass(frozen=True)
 class TextWorld:
@@ -119,10 +124,14 @@ class TextWorldEnv(TextEnv):
         return _tidy(self.state["feedback"]), {"admissible": tuple(self.state["admissible_commands"])}
 
     def act(self, action: str) -> Turn:
-        """Sends the first line of `action` to the game."""
+        """Sends the first line of `action` to the game. What would talk to the interpreter instead (its
+        escapes, saving, quitting) is not sent, and is answered as a command that cannot be."""
         command = (commands(action) or ("",))[0]
         before = self.state
-        valid = command in before["admissible_commands"]
+        admissible = tuple(before["admissible_commands"])
+        if command and (not PLAIN.fullmatch(command) or META & set(command.lower().split())):
+            return REFUSED, 0.0, False, {"correct": False, "valid": False, "events": (), "admissible": admissible}
+        valid = command in admissible
         self.state, _, over = self.game.step(command or "wait")
         gain = (self.state["score"] - (before["score"] or 0)) / self.state["max_score"]
         won, lost = bool(self.state["won"]), bool(self.state["lost"])
