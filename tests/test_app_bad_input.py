@@ -100,7 +100,7 @@ LONG = b"".join(GOOD.replace(b': "a"', b': "' + str(i).encode() * 1100 + b'"') f
         (b'{"prompt": "a"}\n', "line 1: no column"),
         (GOOD + b'{"prompt": oops}\n', "line 2: not JSON: Expecting value at column 12"),
         (GOOD + b"\xff\n", "line 2: not UTF-8"),
-        (LONG, "1024"),
+        (LONG, " tokens"),
     ],
 )
 def test_data_files(etude, tmp_path, how, content, line):
