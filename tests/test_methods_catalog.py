@@ -1,7 +1,9 @@
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,11 @@ def test_listing_imports_neither_torch_nor_the_methods():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split(maxsplit=1) == [str(len(CATALOG)), "[] []\n"]
+
+
+def test_the_readme_names_every_method_and_which_of_them_work():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    table = readme.split("## The catalogue")[1].split("\n## ")[0]
+    for entry in CATALOG.values():
+        assert re.search(rf"[ *]{re.escape(entry.slug)}[ ,*]", table), entry.slug
+        assert (f"**{entry.slug}**" in table) == entry.works, entry.slug

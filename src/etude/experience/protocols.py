@@ -178,6 +178,7 @@ class Policy(Protocol):
 
     tokenizer: Tokenizer
     limit: int  # longest sequence, in tokens
+    token_bytes: int  # memory that a token of a training step holds until the backward pass, about
 
     @property
     def device(self) -> torch.device: ...

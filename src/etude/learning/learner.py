@@ -22,6 +22,7 @@ from etude.experience.keys import Keys
 from etude.experience.meter import Meter
 from etude.experience.protocols import Objective, Policy
 
+ACTIVATIONS = 2**30  # bytes that a micro-batch may hold between its forward and backward pass, about
 PATIENCE = 10  # updates in a row that may be skipped as not finite
 
 
@@ -36,12 +37,12 @@ class Optim:
     beta1: float = 0.9  # decay of the mean gradient
     beta2: float = 0.999  # decay of the mean squared gradient
     clip: float = 1.0  # largest norm of the gradient
-    tokens: int = 8192  # inputs in one micro-batch
+    tokens: int | None = None  # inputs in one micro-batch; None: as many as 1 GiB of activations allows
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError(f"lr must be a number above 0, not {self.lr}")
-        if not (self.clip > 0 and self.tokens > 0 and self.weight_decay >= 0):
+        if not (self.clip > 0 and (self.tokens is None or self.tokens > 0) and self.weight_decay >= 0):
             raise UserError("clip and tokens must be above 0, and weight_decay at least 0")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"warmup is a share of the updates, from 0 to 1, not {self.warmup}")
@@ -68,6 +69,7 @@ class Seat:
             [g for g in groups if g["params"]], lr=optim.lr, betas=(optim.beta1, optim.beta2)
         )
         self.scheduler = lr_schedule(optim.schedule, self.optimizer, steps, round(optim.warmup * steps))
+        self.tokens = optim.tokens or max(1, ACTIVATIONS // policy.token_bytes)
         self.skipped = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def update(
     for i, term in enumerate(terms):
         prefix = f"{term.name}/" if term.name else ""
         batch = term.objective.prepare(policy, term.batch, keys.at("prepare", i))
-        for micro in split(batch, seat.optim.tokens):
+        for micro in split(batch, seat.tokens):
             micro = micro.to(device)
             part = term.objective.loss(policy.forward(micro, term.objective.needs), micro)
             if part.total.requires_grad:

@@ -35,6 +35,10 @@ class LM(nn.Module):
         self.shape = shape
         self.tokenizer = tokenizer
         self.limit = shape.limit
+        # What a layer keeps of a token: some nine vectors of the model's width, the queries and keys before and
+        # after their rotation, the values, and four of the gated MLP's.
+        kept = 9 * shape.width + (2 * shape.heads + 3 * shape.kv_heads) * shape.head_dim + 4 * shape.ffn
+        self.token_bytes = 4 * shape.depth * kept
         self.model = Transformer(shape)
         self.lm_head = nn.Linear(shape.width, shape.vocab, bias=False)
         self.heads = Heads()

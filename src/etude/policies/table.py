@@ -47,6 +47,7 @@ class TablePolicy(nn.Module):
         self.tokenizer = tokenizer
         self.order = order
         self.limit = limit
+        self.token_bytes = 8 * tokenizer.size
         self.logits = nn.Parameter(torch.zeros(rows, tokenizer.size, dtype=dtype))
         self.values = nn.Parameter(torch.zeros(rows, dtype=dtype))
         self._place: dict[tuple[int, ...], int] = {}
