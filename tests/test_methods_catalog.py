@@ -82,6 +82,6 @@ def test_listing_imports_neither_torch_nor_the_methods():
 def test_the_readme_names_every_method_and_which_of_them_work():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     table = readme.split("## The catalogue")[1].split("\n## ")[0]
-    for entry in CATALOG.values():
-        assert re.search(rf"[ *]{re.escape(entry.slug)}[ ,*]", table), entry.slug
-        assert (f"**{entry.slug}**" in table) == entry.works, entry.slug
+    for row in CATALOG.values():
+        assert re.search(rf"[ *]{re.escape(row.slug)}[ ,*]", table), row.slug
+        assert (f"**{row.slug}**" in table) == row.works, row.slug
