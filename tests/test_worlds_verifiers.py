@@ -43,7 +43,7 @@ def test_the_final_answer(text: str, answer: str) -> None:
 
 
 def test_an_answer_of_several_lines() -> None:
-    assert texts.extract_answer("Well:\n1 2\n3 4", lines=2) == "1 2\n3 4"
+    assert texts.extract_answer("Well:\n1 2\n3 4", "9 9\n9 9") == "1 2\n3 4"
 
 
 @pytest.mark.parametrize(
@@ -319,3 +319,18 @@ def test_within_leaves_other_timers_as_they_were() -> None:
     finally:
         signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, *before)
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "answer"),
+    [
+        ("1 + 6 + 4 = 11", "11", "11"),
+        ("so it is 1,234.", "1234", "1,234"),
+        ("-3", "-3", "-3"),
+        ("4 apples", "4 apples", "4 apples"),  # the reference is no number: nothing is picked out
+        ("none", "7", "none"),
+        ("<answer>7x</answer>", "7", "7x"),  # what is marked as the answer is taken as it stands
+    ],
+)
+def test_where_a_number_is_wanted_the_last_one_answers(text, reference, answer):
+    assert texts.extract_answer(text, reference) == answer

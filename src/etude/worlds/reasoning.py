@@ -103,7 +103,7 @@ class ReasoningWorld:
         if self.notation == "compact":
             answer = compact.read(text, entry)
         else:
-            answer = extract_answer(text, lines=1 + (entry["answer"] or "").count("\n"))
+            answer = extract_answer(text, entry["answer"] or "")
         task = entry["metadata"]["source_dataset"]
         if not repairs.admissible(task, answer):
             return Outcome(0.0, False, answer[:100], {"score": 0.0, "refused": 1.0})

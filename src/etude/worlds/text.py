@@ -14,9 +14,11 @@ _NUMBERS = re.compile(rf"(?P<top>{_NUMBER})(?:\s*/\s*(?P<bottom>\d+(?:\.\d+)?))?
 LONGEST_NUMBER = 400  # characters
 
 
-def extract_answer(text: str, lines: int = 1) -> str:
+def extract_answer(text: str, reference: str = "") -> str:
     r"""The final answer in `text`: the last of, in this order, <answer>...</answer>, \boxed{...},
-    "Answer: ...", or else the last `lines` lines. Without white space and emphasis around it."""
+    "Answer: ...", or else as many last lines as `reference` has; where that is a number, the last number
+    in them ("1 + 6 + 4 = 11" answers "11"). Without white space and emphasis around it."""
+    lines = 1 + reference.strip().count("\n")
     tagged = _TAGGED.findall(text)
     if tagged:
         return tagged[-1].strip()
@@ -26,7 +28,11 @@ def extract_answer(text: str, lines: int = 1) -> str:
     said = _SAID.findall(text)
     if said and lines == 1:
         return said[-1].strip().strip("*$`").strip()
-    return "\n".join(text.strip().splitlines()[-lines:]).strip()
+    closing = "\n".join(text.strip().splitlines()[-lines:]).strip()
+    if re.fullmatch(_NUMBER, reference.strip()):
+        numbers: list[str] = re.findall(_NUMBER, closing)
+        return numbers[-1].rstrip(".") if numbers else closing
+    return closing
 
 
 def squash(text: str) -> str:
