@@ -272,3 +272,17 @@ def test_runs_without_a_place_get_one_each(common, tmp_path, monkeypatch):
     folders = {train("grpo", name="mine", **options).folder for _ in range(2)}
     assert len(folders) == 2
     assert all(f.parent == Path("runs") and f.name.startswith("mine-0-") for f in folders)
+
+
+def test_world_options_may_be_a_mapping_and_a_refused_run_leaves_no_folder(start, tmp_path):
+    options = {"min_terms": 2, "max_terms": 2}
+    run = train("grpo", world="chain_sum", world_options=options, policy=start, max_tokens=1, eval_problems=2, steps=1)
+    assert run.config["common"]["world_options"] == ("min_terms=2", "max_terms=2")
+    assert run.folder.parent == Path("runs")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(elsewhere)
+        with pytest.raises(UserError, match="unknown world"):
+            train("grpo", world="chain_summ", policy=start)
+    assert not list(elsewhere.iterdir())

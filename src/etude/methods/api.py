@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +18,8 @@ from etude.methods.catalog import entry, load
 from etude.methods.method import Method
 from etude.methods.options import build
 from etude.policies.zoo import save_policy
+
+HOME = Path("runs")  # where runs go by default, below the working directory
 
 
 def method(slug: str) -> Method:
@@ -35,8 +39,9 @@ def train(
     """Trains with a method and returns its run.
 
     Options are the method's hyperparameters and those of `Common` (world, policy, seed, ...), nested ones
-    as mappings: `train("grpo", world="countdown", optim={"lr": 1e-3})`. `out` is a new or empty directory;
-    by default one under `runs/`. Raises UserError for what cannot be run, before anything is written.
+    as mappings: `train("grpo", world="countdown", world_options={"max_value": 5}, optim={"lr": 1e-3})`.
+    `out` is a new or empty directory; by default one under `runs/`. Raises UserError for what cannot be
+    run, before anything is written.
     """
     chosen = method(slug)
     shared = {f.name for f in fields(Common)}
@@ -44,6 +49,8 @@ def train(
     for option in options:
         if option not in shared | own:
             raise unknown("option", option, shared | own)
+    if isinstance(given := options.get("world_options"), Mapping):
+        options["world_options"] = [f"{k}={json.dumps(v)}" for k, v in given.items()]
     common = build(Common, {k: v for k, v in options.items() if k in shared})
     config = build(chosen.config, {k: v for k, v in options.items() if k in own})
     name = name or slug
@@ -64,6 +71,9 @@ def train(
         return _go(run, chosen, common, config)
     except UserError:
         run.discard()
+        if out is None:
+            with suppress(OSError):  # it may hold other runs
+                HOME.rmdir()
         raise
 
 
@@ -100,12 +110,11 @@ def _go(run: Run, chosen: Method, common: Common, config: Any) -> Run:
 
 def _folder(name: str, seed: int) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    home = Path("runs")
-    folder = home / f"{name}-{seed}-{stamp}"
+    folder = HOME / f"{name}-{seed}-{stamp}"
     number = 1
     while folder.exists():
         number += 1
-        folder = home / f"{name}-{seed}-{stamp}-{number}"
+        folder = HOME / f"{name}-{seed}-{stamp}-{number}"
     return folder
 
 

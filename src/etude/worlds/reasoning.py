@@ -18,7 +18,7 @@ from etude.experience.types import Outcome, Problem
 from etude.worlds import compact, repairs
 from etude.worlds.limits import within
 from etude.worlds.tasks import LEVELS, TASKS, Levels
-from etude.worlds.text import SUFFIX, extract_answer, squash
+from etude.worlds.text import SUFFIX, extract_answer, is_number, squash
 
 SPLITS = ("train", "test")
 TEST_SHARE = 5  # one problem in so many is a test problem
@@ -103,7 +103,8 @@ class ReasoningWorld:
         if self.notation == "compact":
             answer = compact.read(text, entry)
         else:
-            answer = extract_answer(text, entry["answer"] or "")
+            reference = entry["answer"] or ""
+            answer = extract_answer(text, 1 + reference.count("\n"), is_number(reference))
         task = entry["metadata"]["source_dataset"]
         if not repairs.admissible(task, answer):
             return Outcome(0.0, False, answer[:100], {"score": 0.0, "refused": 1.0})

@@ -14,11 +14,10 @@ _NUMBERS = re.compile(rf"(?P<top>{_NUMBER})(?:\s*/\s*(?P<bottom>\d+(?:\.\d+)?))?
 LONGEST_NUMBER = 400  # characters
 
 
-def extract_answer(text: str, reference: str = "") -> str:
+def extract_answer(text: str, lines: int = 1, numeric: bool = False) -> str:
     r"""The final answer in `text`: the last of, in this order, <answer>...</answer>, \boxed{...},
-    "Answer: ...", or else as many last lines as `reference` has; where that is a number, the last number
-    in them ("1 + 6 + 4 = 11" answers "11"). Without white space and emphasis around it."""
-    lines = 1 + reference.strip().count("\n")
+    "Answer: ...", or else the last `lines` lines; of these, where the answer is to be `numeric`, the last
+    number ("1 + 6 + 4 = 11" answers "11"). Without white space and emphasis around it."""
     tagged = _TAGGED.findall(text)
     if tagged:
         return tagged[-1].strip()
@@ -29,10 +28,13 @@ def extract_answer(text: str, reference: str = "") -> str:
     if said and lines == 1:
         return said[-1].strip().strip("*$`").strip()
     closing = "\n".join(text.strip().splitlines()[-lines:]).strip()
-    if re.fullmatch(_NUMBER, reference.strip()):
-        numbers: list[str] = re.findall(_NUMBER, closing)
-        return numbers[-1].rstrip(".") if numbers else closing
-    return closing
+    numbers: list[str] = re.findall(_NUMBER, closing) if numeric else []
+    return numbers[-1].rstrip(".") if numbers else closing
+
+
+def is_number(text: str) -> bool:
+    """Whether `text` is a number and nothing else."""
+    return re.fullmatch(_NUMBER, text.strip()) is not None
 
 
 def squash(text: str) -> str:

@@ -29,7 +29,7 @@ LONGEST_FORMULA = 500  # characters of an answer that `math` reads
 
 def exact(text: str, answer: str) -> Outcome:
     """Whether the final answer in `text` is `answer`, white space aside."""
-    parsed = extract_answer(text, answer)
+    parsed = extract_answer(text, lines=1 + answer.strip().count("\n"))
     return _outcome(squash(parsed) == squash(answer), parsed)
 
 
