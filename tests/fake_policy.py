@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from etude.experience.batch import split
+from etude.experience.keys import Keys
 from etude.experience.types import Author, Call, Group, Outcome, Problem, Trajectory
 
 
@@ -89,3 +91,17 @@ def group(rewards, calls=None, name: str = "p", category: str = "") -> Group:
         for i, r in enumerate(rewards)
     )
     return Group(problem, members)
+
+
+def accumulated(objective, batch, policy, max_tokens=10**6):
+    """(loss, gradient, metrics as sums and counts) of an objective, accumulated over micro-batches."""
+    policy.zero_grad()
+    batch, total, metrics = objective.prepare(policy, batch, Keys(0)), 0.0, {}
+    for micro in split(batch, max_tokens):
+        loss = objective.loss(policy(micro, objective.needs), micro)
+        loss.total.backward()
+        total += float(loss.total.detach())
+        for name, (value, n) in loss.metrics.items():
+            s, c = metrics.get(name, (0.0, 0.0))
+            metrics[name] = (s + value, c + n)
+    return total, policy.gradient().clone(), metrics

@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etude.experience.batch import Link, normalise, pack, split
+from etude.experience.batch import Link, normalise, pack
 from etude.experience.errors import UserError
-from etude.experience.keys import Keys
 from etude.experience.meter import Meter
 from etude.experience.rows import Row, example
 from etude.objectives.distil import Distil
@@ -16,7 +15,7 @@ from etude.objectives.kl import kl_divergence
 from etude.objectives.nll import NLL
 from etude.objectives.reference import ReferenceCache, with_reference
 from etude.objectives.value import ValueLoss
-from fake_policy import FakePolicy
+from fake_policy import FakePolicy, accumulated
 
 
 def demonstrations(seed=0, count=5, by="token"):
@@ -25,18 +24,7 @@ def demonstrations(seed=0, count=5, by="token"):
     return normalise(pack(rows), by)
 
 
-def run(objective, batch, policy, max_tokens=10**6):
-    policy.zero_grad()
-    total, metrics = 0.0, {}
-    batch = objective.prepare(policy, batch, Keys(0))
-    for micro in split(batch, max_tokens):
-        loss = objective.loss(policy(micro, objective.needs), micro)
-        loss.total.backward()
-        total += float(loss.total.detach())
-        for name, (value, n) in loss.metrics.items():
-            s, c = metrics.get(name, (0.0, 0.0))
-            metrics[name] = (s + value, c + n)
-    return total, policy.gradient().clone(), metrics
+run = accumulated
 
 
 def test_nll_is_cross_entropy():

@@ -7,14 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etude.experience.batch import Link, normalise, pack, split
+from etude.experience.batch import Link, normalise, pack
 from etude.experience.errors import UserError
-from etude.experience.keys import Keys
 from etude.experience.plugs import check, plug
 from etude.experience.rows import example
 from etude.objectives.pairs import PairLoss, normalise_pairs
 from etude.objectives.reference import with_reference
-from fake_policy import FakePolicy
+from fake_policy import FakePolicy, accumulated
 
 REFERENCE = FakePolicy(seed=50)
 
@@ -32,17 +31,7 @@ def pairs(seed: int = 0, count: int = 4, rejected: int = 1, equal: bool = False)
 
 
 def run(objective, batch, policy=None, max_tokens=10**6):
-    policy = policy or FakePolicy()
-    policy.zero_grad()
-    batch, total, metrics = objective.prepare(policy, batch, Keys(0)), 0.0, {}
-    for micro in split(batch, max_tokens):
-        loss = objective.loss(policy(micro, objective.needs), micro)
-        loss.total.backward()
-        total += float(loss.total.detach())
-        for name, (value, n) in loss.metrics.items():
-            s, c = metrics.get(name, (0.0, 0.0))
-            metrics[name] = (s + value, c + n)
-    return total, policy.gradient().clone(), metrics
+    return accumulated(objective, batch, policy or FakePolicy(), max_tokens)
 
 
 def at_ratios(objective, chosen, rejected, n=2):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etude.curation.examples import pack_groups
-from etude.experience.batch import normalise, split
+from etude.experience.batch import normalise
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.plugs import check, plug
@@ -15,7 +15,7 @@ from etude.experience.types import Law, given_call
 from etude.feedback.advantage import Advantage
 from etude.objectives.clipped_pg import ClippedPG
 from etude.objectives.reference import with_reference
-from fake_policy import FakeOutputs, FakePolicy, call, group
+from fake_policy import FakeOutputs, FakePolicy, accumulated, call, group
 
 NORMALISATIONS = [("token", None), ("sequence", None), ("group", None), ("row", None), ("constant", 37.0)]
 
@@ -64,17 +64,7 @@ def plain_grpo(policy, reference, groups, by, constant, low, high, kl_coef, eps=
 
 
 def run(objective, policy, batch, by="token", constant=None, max_tokens=10**6):
-    """(loss, gradient) accumulated over micro-batches, and the last metrics."""
-    policy.zero_grad()
-    total, metrics = 0.0, {}
-    for micro in split(normalise(batch, by, constant), max_tokens):
-        loss = objective.loss(policy(micro, objective.needs), micro)
-        loss.total.backward()
-        total += float(loss.total.detach())
-        for name, (value, n) in loss.metrics.items():
-            s, c = metrics.get(name, (0.0, 0.0))
-            metrics[name] = (s + value, c + n)
-    return total, policy.gradient().clone(), metrics
+    return accumulated(objective, normalise(batch, by, constant), policy, max_tokens)
 
 
 @pytest.mark.parametrize(("by", "constant"), NORMALISATIONS)

@@ -57,7 +57,6 @@ class Author(IntEnum):
     GIVEN = 1  # a prompt, or a prefix forced on the agent
     WORLD = 2  # an observation
     INJECTED = 3  # put in by a hook while the agent was writing
-    OTHER = 4  # written by another agent of the same trajectory
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,18 @@ from etude.acting import sample
 from etude.curricula import curriculum, schedules
 from etude.feedback import advantage, overlong
 from etude.learning import select
-from etude.objectives import clipped_pg, nll, pairs
+from etude.objectives import clipped_pg, distil, nll, pairs, value
 
-__all__ = ["advantage", "clipped_pg", "curriculum", "nll", "overlong", "pairs", "sample", "schedules", "select"]
+__all__ = [
+    "advantage",
+    "clipped_pg",
+    "curriculum",
+    "distil",
+    "nll",
+    "overlong",
+    "pairs",
+    "sample",
+    "schedules",
+    "select",
+    "value",
+]

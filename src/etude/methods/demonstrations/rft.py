@@ -66,7 +66,12 @@ def train(s: Setting, config: RFT) -> None:
     def step(r: int, data: Examples) -> None:
         seat = Seat(s.policy, config.optim, config.steps)
         source = examples(data, config.batch, s.run)
-        fit(s.run, seat, source, NLL(), config.steps, by=config.normalise, watch=s.watch)
+
+        def watch(clock: Clock) -> None:
+            if r == 0 or clock.step:  # a later round begins with the weights that the last one was seen to end with
+                s.watch(clock)
+
+        fit(s.run, seat, source, NLL(), config.steps, by=config.normalise, watch=watch)
 
     rounds(s.run, config.rounds, collect, step)
 
