@@ -126,7 +126,7 @@ def test_mixture_shares_stay_within_tijdemans_bound(weights):
     curriculum = Mixture(world, dict(zip(world.categories, weights, strict=True)))
     bound = 1 - 1 / (2 * len(weights) - 2)
     for m in range(1, 200):
-        curriculum.shelf(Clock(0, 1))
+        curriculum.shelf(Clock(0, 1), Keys(0))
         assert all(abs(n - m * curriculum.weights[c]) <= bound + 1e-9 for c, n in curriculum.counts.items())
 
 
@@ -161,7 +161,7 @@ def test_threshold_advance():
     def hear(*solved, category=None):
         groups = [group(r, category=category or curriculum.order[curriculum.level]) for r in solved]
         curriculum.observe(Report(Clock(0, 1), groups, [False] * len(groups), [0.0] * len(groups)))
-        return curriculum.shelf(Clock(0, 1))
+        return curriculum.shelf(Clock(0, 1), Keys(0))
 
     assert hear([1, 1], [1, 1], [1, 1]) == "a"  # the window is not full
     assert hear([0, 0], [0, 0]) == "a"  # the last four: 1 1 0 0

@@ -148,6 +148,8 @@ def test_queries(tmp_path):
 
 
 class _Evaluation:
+    world, split, items = "w", "test", {"p1": 1.0, "p0": 0.25}
+
     def rows(self):
         yield Measured("w", "test", "accuracy", 0.5, 0.4, 0.6, 100)
         yield Measured("w", "test", "entropy", math.nan, math.nan, math.nan, 0)
@@ -344,6 +346,10 @@ def test_unusable_folders_are_refused_in_one_line(tmp_path):
     db.execute("PRAGMA user_version = 99")
     db.close()
     refused("written by a newer etude .its tables are version 99.: upgrade etude", newer)
+    db = sqlite3.connect(newer / "store.sqlite")
+    db.execute("PRAGMA user_version = 1")
+    db.close()
+    refused("written by an older etude .its tables are version 1.: run it anew", newer)
 
 
 def test_damage_is_said_where_it_is_met(tmp_path):

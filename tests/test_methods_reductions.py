@@ -276,6 +276,6 @@ def test_every_credit_fits_every_ratio_objective_that_takes_advantages():
     ratios = [n for n in names("objective") if plug("objective", n).needs == {"advantage", "logp_old"}]
     assert {"grpo", "dr-grpo", "dapo", "rloo", "gspo"} <= set(ratios)
     for objective in ratios:
-        for credit in ("grpo", "dr-grpo", "rloo", "batch-row", "batch-token", "none"):
+        for credit in ("grpo", "dr-grpo", "rloo", "batch-row", "batch-token", "reward"):
             plugs = compose(GroupRL(objective=objective, credit=credit), law_raw=True)
             assert set(plugs) == set(SLOTS)

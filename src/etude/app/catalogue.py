@@ -104,7 +104,9 @@ def _parts() -> dict[str, list[str]]:
     from typing import get_args
 
     from etude.experience.plugs import Kind, names
-    from etude.learning import group_rl  # noqa: F401  registers the plugs
+    from etude.methods.catalog import load_parts
+
+    load_parts()
 
     return {kind: names(kind) for kind in get_args(Kind) if names(kind)}
 

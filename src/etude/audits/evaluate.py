@@ -51,7 +51,8 @@ def measure(groups: Sequence[Group], world: str, split: str, samples: int) -> Ev
     if fewest > 2 and any(m.outcome and m.outcome.parsed is not None for g in groups for m in g.members):
         metrics[f"majority@{fewest}"] = majority_at_k(groups, fewest)
     metrics |= {"length": length(groups), "entropy": entropy(groups)}
-    return Evaluation(world, split, len(groups), samples, metrics, accuracy_by_category(groups))
+    items = {g.problem.id: g.solved for g in groups}
+    return Evaluation(world, split, len(groups), samples, metrics, accuracy_by_category(groups), items)
 
 
 def judged(group: Group, score: Score) -> Group:

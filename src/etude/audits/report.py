@@ -21,6 +21,7 @@ class Evaluation:
     samples: int  # a problem
     metrics: Mapping[str, Estimate]
     categories: Mapping[str, Estimate]
+    items: Mapping[str, float]  # share of correct samples of each problem, by its id
 
     @property
     def accuracy(self) -> Estimate:

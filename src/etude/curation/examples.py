@@ -110,8 +110,8 @@ def pack_groups(groups: Sequence[Group], agent: str | None = None) -> Batch:
     """The batch of all members of all groups.
 
     Row columns: `group` and `trajectory` (both counted in this order; several rows may belong to one
-    trajectory), `member`, `reward`, `correct` (nan where the verifier has no word). Raises
-    ValueError if no member has an action.
+    trajectory), `member`, `reward`, `correct` (nan where the verifier has no word), `solved` (the share of
+    the group's members that are correct). Raises ValueError if no member has an action.
     """
     rows: list[Row] = []
     index = 0
@@ -126,6 +126,7 @@ def pack_groups(groups: Sequence[Group], agent: str | None = None) -> Batch:
                 member=float(member.member),
                 reward=member.reward,
                 correct=np.nan if correct is None else float(correct),
+                solved=group.solved,
             )
             index += 1
     return pack(rows)

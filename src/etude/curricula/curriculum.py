@@ -33,12 +33,12 @@ class PoolCurriculum(ABC):
         self.pool = pool
 
     @abstractmethod
-    def shelf(self, clock: Clock) -> str:
-        """Where the next problem comes from."""
+    def shelf(self, clock: Clock, keys: Keys) -> str:
+        """Where the next problem comes from; `keys` are this draw's own."""
 
     def draw(self, n: int, clock: Clock, keys: Keys) -> list[Problem]:
         """The next `n` problems."""
-        return [self.pool.problem(self.shelf(clock), keys) for _ in range(n)]
+        return [self.pool.problem(self.shelf(clock, keys.at("shelf", i)), keys) for i in range(n)]
 
     def observe(self, report: Report) -> None:  # noqa: B027 - most curricula are deaf
         """What came of a step."""
@@ -72,7 +72,7 @@ class PoolCurriculum(ABC):
                 pool = self.curriculum.pool
                 for _ in range(size - pool.drawn % size):  # a resumed pass goes on where it was
                     clock = Clock(pool.drawn, size * epochs)
-                    yield pool.index(self.curriculum.shelf(clock), stream)
+                    yield pool.index(self.curriculum.shelf(clock, stream.at("shelf", pool.drawn)), stream)
 
             def __len__(self) -> int:
                 return size
@@ -95,7 +95,7 @@ class Uniform(PoolCurriculum):
     def __init__(self, world: World, split: str = "train") -> None:
         super().__init__(Pool(world, split))
 
-    def shelf(self, clock: Clock) -> str:
+    def shelf(self, clock: Clock, keys: Keys) -> str:
         """All of them."""
         return ALL
 
@@ -120,7 +120,7 @@ class Mixture(PoolCurriculum):
         self.weights = {c: w / total for c, w in weights.items()}
         self.counts = dict.fromkeys(self.weights, 0)
 
-    def shelf(self, clock: Clock) -> str:
+    def shelf(self, clock: Clock, keys: Keys) -> str:
         """Of the categories owed enough, the one that must come soonest."""
         m = sum(self.counts.values()) + 1
         slack = 1 / max(2 * len(self.counts) - 2, 1)
@@ -153,7 +153,7 @@ class EasyToHard(PoolCurriculum):
         self.order = tuple(order) if order else self.pool.names
         self.pool.check(self.order)
 
-    def shelf(self, clock: Clock) -> str:
+    def shelf(self, clock: Clock, keys: Keys) -> str:
         """The shelf whose turn it is."""
         return self.order[min(int(clock.progress * len(self.order)), len(self.order) - 1)]
 
@@ -182,7 +182,7 @@ class ThresholdAdvance(PoolCurriculum):
         self.level = 0
         self.recent: list[float] = []
 
-    def shelf(self, clock: Clock) -> str:
+    def shelf(self, clock: Clock, keys: Keys) -> str:
         """The present category."""
         return self.order[self.level]
 

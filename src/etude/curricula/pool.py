@@ -45,6 +45,13 @@ class Pool:
         self._order: dict[str, tuple[int, NDArray[np.int64]]] = {}  # of each shelf: (epoch, permutation)
 
     @property
+    def seed(self) -> int:
+        """What the order of the shelves is keyed by. Raises ValueError before the first draw."""
+        if self._seed is None:
+            raise ValueError("a pool's order is fixed by its first draw, which has not been")
+        return self._seed
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The shelves: levels of difficulty, or the world's categories."""
         return tuple(map(str, range(self.levels))) if self.levels else tuple(self.world.categories)

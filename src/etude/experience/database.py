@@ -12,11 +12,11 @@ from pathlib import Path
 
 from etude.experience.errors import UserError
 
-VERSION = 1  # of the tables
+VERSION = 2  # of the tables
 APPLICATION = 0x45545544  # SQLite's application_id of our files
 WAIT = 30.0  # seconds to wait for a reader that closes
 
-LOGGED = ("steps", "metrics", "problems", "trajectories", "evaluations", "events")  # what a rewind cuts back
+LOGGED = ("steps", "metrics", "problems", "trajectories", "evaluations", "items", "events")  # what a rewind cuts back
 TABLES = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE steps(
@@ -45,6 +45,10 @@ CREATE INDEX trajectories_by_reward ON trajectories(reward);
 CREATE TABLE evaluations(
     id INTEGER PRIMARY KEY, stage TEXT NOT NULL, step INTEGER NOT NULL, world TEXT NOT NULL,
     split TEXT NOT NULL, metric TEXT NOT NULL, value REAL, low REAL, high REAL, n INTEGER NOT NULL);
+CREATE TABLE items(
+    id INTEGER PRIMARY KEY, stage TEXT NOT NULL, step INTEGER NOT NULL, world TEXT NOT NULL,
+    split TEXT NOT NULL, problem TEXT NOT NULL, score REAL);  -- of each problem of an evaluation
+CREATE INDEX items_by_step ON items(stage, step);
 CREATE TABLE events(id INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
 """
 
@@ -77,6 +81,8 @@ def _look_at(db: sqlite3.Connection, file: Path, read_only: bool) -> None:
         raise UserError(f"{file} is not a run's store but another program's database: choose another folder")
     elif version > VERSION:
         raise UserError(f"{file} was written by a newer etude (its tables are version {version}): upgrade etude")
+    elif version < VERSION:
+        raise UserError(f"{file} was written by an older etude (its tables are version {version}): run it anew")
     # A commit survives the death of the process; `Store.mark` makes it survive the machine's.
     db.execute("PRAGMA synchronous = NORMAL")
 

@@ -33,16 +33,19 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Clock:
-    """Where a loop stands: `step` of `total` steps (0-based), in a named stage."""
+    """Where a loop stands: `step` of `total` steps (0-based), in a named stage, and the share `spent` of
+    the run's budget where it has one."""
 
     step: int
     total: int
     stage: str = "main"
+    spent: float = 0.0
 
     @property
     def progress(self) -> float:
-        """Share of the loop that is over, 0 at the first step and 1 after the last."""
-        return self.step / self.total if self.total else 1.0
+        """Share of the loop that is over, by steps or by budget, whichever is further: 0 at the first step
+        and 1 after the last."""
+        return max(self.step / self.total if self.total else 1.0, self.spent)
 
 
 # --- worlds --------------------------------------------------------------------------------------
@@ -296,8 +299,8 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """What a curriculum hears after a step: every drawn group, in order, kept or not, with its
-    mean absolute advantage (0 where the group was not kept)."""
+    """What a curriculum hears after a step: every drawn group, in order, kept or not, with the mean over
+    its members of their mean absolute advantage over tokens (0 where the group was not kept)."""
 
     clock: Clock
     groups: Sequence[Group]

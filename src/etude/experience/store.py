@@ -45,7 +45,11 @@ class Measured(NamedTuple):
 
 
 class Measurements(Protocol):
-    """What an evaluation gives the store."""
+    """What an evaluation gives the store: its numbers, and the mean score of each problem by its id."""
+
+    world: str
+    split: str
+    items: Mapping[str, float]
 
     def rows(self) -> Iterable[Measured]: ...
 
@@ -128,6 +132,7 @@ class Store:
             self._insert("problems", problems)
             self._insert("trajectories", trajectories)
             self._insert("evaluations", [(None, *at, *row) for e in evaluations for row in e.rows()])
+            self._insert("items", [(None, *at, e.world, e.split, *i) for e in evaluations for i in e.items.items()])
             self._put("position", after)
 
     def event(self, kind: str, text: str) -> None:
@@ -191,6 +196,12 @@ class Store:
         columns = ", ".join(("stage", "step", *Measured._fields))
         rows = self._rows(f"SELECT {columns} FROM evaluations{where} ORDER BY id", values)
         return [{**row, **{k: number(row[k]) for k in ("value", "low", "high")}} for row in rows]
+
+    def items(self, stage: str, step: int, world: str, split: str) -> dict[str, float]:
+        """The mean score of each problem, by its id, in an evaluation made at a step."""
+        where, values = _where({"stage = ?": stage, "step = ?": step, "world = ?": world, "split = ?": split})
+        found = self._rows(f"SELECT problem, score FROM items{where} ORDER BY id", values)
+        return {row["problem"]: number(row["score"]) for row in found}
 
     def events(self) -> list[dict[str, Any]]:
         """Every event in order: time (seconds since 1970), kind, text."""

@@ -141,7 +141,12 @@ def batch_token(center: Center | None = "mean", ddof: int = 1, eps: float = 1e-6
     return Advantage(center, "batch-token", ddof, eps)
 
 
-@register("credit", "none", gives={"advantage"}, owns={"advantage"})
+@register("credit", "reward", gives={"advantage"}, owns={"advantage"})
 def identity() -> Advantage:
-    """The reward itself, for objectives that read it their own way."""
+    """The reward itself, without a baseline: REINFORCE."""
     return Advantage(None, None)
+
+
+@register("credit", "none")
+def nothing() -> None:
+    """No advantage, for objectives that weigh answers themselves."""

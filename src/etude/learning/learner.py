@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,11 +31,12 @@ class Optim:
     """How a seat is optimised."""
 
     lr: float = 1e-3  # peak learning rate
+    algorithm: Literal["adamw", "sgd"] = "adamw"  # sgd is plain: no momentum
     schedule: str = "constant"  # constant, linear, cosine or wsd, after the warm-up
     warmup: float = 0.0  # share of the updates over which the rate rises from 0
     weight_decay: float = 0.0  # decoupled, on matrices only
-    beta1: float = 0.9  # decay of the mean gradient
-    beta2: float = 0.999  # decay of the mean squared gradient
+    beta1: float = 0.9  # adamw: decay of the mean gradient
+    beta2: float = 0.999  # adamw: decay of the mean squared gradient
     clip: float = 1.0  # largest norm of the gradient
     tokens: int | None = None  # inputs in one micro-batch; None: as many as 1 GiB of activations allows
 
@@ -65,9 +66,12 @@ class Seat:
             {"params": [p for p in params if p.ndim >= 2], "weight_decay": optim.weight_decay},
             {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=optim.lr, betas=(optim.beta1, optim.beta2)
-        )
+        used = [g for g in groups if g["params"]]
+        self.optimizer: torch.optim.Optimizer
+        if optim.algorithm == "sgd":
+            self.optimizer = torch.optim.SGD(used, lr=optim.lr)
+        else:
+            self.optimizer = torch.optim.AdamW(used, lr=optim.lr, betas=(optim.beta1, optim.beta2))
         self.scheduler = lr_schedule(optim.schedule, self.optimizer, steps, round(optim.warmup * steps))
         self.tokens = optim.tokens or max(1, ACTIVATIONS // policy.token_bytes)
         self.skipped = 0

@@ -25,7 +25,7 @@ from etude.experience.protocols import (
     Select,
 )
 from etude.experience.types import Group, Problem
-from etude.feedback.advantage import degenerate
+from etude.feedback.advantage import degenerate, trajectory_of
 from etude.learning.learner import Mask, Penalty, Seat, Term, update
 from etude.learning.run import Run
 from etude.objectives.reference import with_reference
@@ -127,7 +127,7 @@ def on_policy(
     curriculum: Curriculum,
     act: Acting,
     score: Score,
-    credit: Credit,
+    credit: Credit | None,
     objective: Objective,
     problems: int = 16,
     members: int = 8,
@@ -145,9 +145,9 @@ def on_policy(
 ) -> None:
     """Draw, act, feedback, select with refill, credit, update; then the curriculum hears of all.
 
-    With a `reference`, actions get their log-probability under it. `extra` adds terms on other batches to
-    every update. A step in which nothing was selected makes no
-    update and is counted (`empty_step`).
+    With a `reference`, actions get their log-probability under it; without a `credit`, no advantage. `extra`
+    adds terms on other batches to every update. A step in which nothing was selected makes no update and is
+    counted (`empty_step`).
     """
     run.track("seat", seat)
     run.track("curriculum", curriculum)
@@ -164,8 +164,10 @@ def on_policy(
         run.keep(found.groups, found.kept)
         gain = [0.0] * len(found.groups)
         if any(m.tokens(agent) for g in found.chosen for m in g.members):
-            batch = credit(found.chosen, pack_groups(found.chosen, agent))
-            gain = _gains(found, batch)
+            batch = pack_groups(found.chosen, agent)
+            if credit is not None:
+                batch = credit(found.chosen, batch)
+                gain = _gains(found, batch)
             if reference is not None:
                 batch = with_reference(batch, reference, meter=run.meter)
             metrics: list[dict[str, float]] = []
@@ -214,7 +216,7 @@ def describe(found: Collected) -> dict[str, float]:
         "reward": float(np.mean([m.reward for m in members])),
         "length": float(np.mean([m.tokens() for m in members])),
         "truncated": float(np.mean([c.stop in ("length", "context") for c in calls])) if calls else 0.0,
-        "degenerate": float(np.mean([degenerate(g) for g in found.groups])),
+        "live": float(np.mean([not degenerate(g) for g in found.groups])),  # groups whose rewards differ
         "groups_drawn": float(len(found.groups)),
         "groups_kept": float(sum(found.kept)),
     }
@@ -237,13 +239,13 @@ def _by_occurrence(drawn: Sequence[Problem], seen: dict[str, int]) -> Iterator[t
 
 
 def _gains(found: Collected, batch: Batch) -> list[float]:
-    """Mean |advantage| over the actions of each drawn group; 0 where it was not kept."""
-    group = batch.row["group"]
-    assert isinstance(group, torch.Tensor)
-    of = group.long()[batch.row_of]
-    size = sum(found.kept)
-    total = torch.zeros(size).index_add(0, of, batch.actions["advantage"].abs().float())
-    means = iter((total / torch.bincount(of, minlength=size).clamp_min(1)).tolist())
+    """Of each drawn group the mean over its members of their mean |advantage| over actions; 0 where it was not kept
+    or nobody acted."""
+    sizes = [len(g.members) for g in found.chosen]
+    of = trajectory_of(batch)
+    total = torch.zeros(sum(sizes)).index_add(0, of, batch.actions["advantage"].abs().float())
+    member = total / torch.bincount(of, minlength=sum(sizes)).clamp_min(1)
+    means = iter([float(part.mean()) for part in member.split(sizes)])
     return [next(means) if kept else 0.0 for kept in found.kept]
 
 

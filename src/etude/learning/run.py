@@ -50,7 +50,8 @@ class _Pending:
 class Run:
     """A run directory and what happens in it.
 
-    `checkpoint_every` counts steps. Raises UserError where the folder holds another run, is in use,
+    `checkpoint_every` counts steps. `config["budget"]` caps kinds of the meter: no step begins once one of them
+    is spent. Raises UserError where the folder holds another run, is in use,
     or cannot be written.
     """
 
@@ -70,6 +71,7 @@ class Run:
         self.seed = int(config.get("seed", 0))
         self.keys = Keys(self.seed)
         self.meter = Meter()
+        self.budget: Mapping[str, float] = config.get("budget", {})  # of kinds of the meter
         self.reporter = reporter
         self.checkpoint_every = checkpoint_every
         self.store = Store(self.folder) if resume else _begin(self.folder, self.config)
@@ -136,8 +138,13 @@ class Run:
         finally:
             self._path = outer
 
+    @property
+    def spent(self) -> float:
+        """Share of the budget that is spent: of the kind that is nearest to its cap."""
+        return max((self.meter[kind] / cap for kind, cap in self.budget.items()), default=0.0)
+
     def steps(self, total: int) -> Iterator[Clock]:
-        """The steps of the stage that are still to do. When the body of a step is over, what it
+        """The steps of the stage that are still to do and within the budget. When the body of a step is over, what it
         logged is committed as one transaction, and a checkpoint is written if one is due. Raises
         UserError for no steps, ValueError for a second loop in one stage."""
         if total < 1:
@@ -147,7 +154,9 @@ class Run:
             raise ValueError(f"stage {key!r} has had its loop: open a stage for another")
         self._looped.add(key)
         for step in range(self._steps.get(key, 0), total):
-            clock = Clock(step, total, key)
+            if self.spent >= 1:
+                return
+            clock = Clock(step, total, key, self.spent)
             # Dropout and the like draw from torch's global stream: key it too.
             torch.manual_seed(self.stream(clock).at("torch").digest() % 2**63)
             began, charged = time.perf_counter(), self.meter["seconds"]

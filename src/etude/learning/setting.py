@@ -23,7 +23,7 @@ from etude.experience.types import RAW, Law
 from etude.learning.base import base
 from etude.learning.run import Run
 from etude.learning.weights import Weights
-from etude.policies.zoo import load_policy
+from etude.policies.zoo import load_policy, sized
 from etude.worlds.registry import load_world
 from etude.worlds.rewards import Rewards
 
@@ -151,12 +151,14 @@ def setting(run: Run, common: Common, start: Start = "base") -> Setting:
 def starting_policy(run: Run, common: Common, start: Start) -> Policy:
     """The policy that a run begins with, before any adapter."""
     name = common.policy
-    if start == "base" and common.base and name in FROM_SCRATCH:
+    bare, shape = sized(name)
+    if start == "base" and common.base and bare in FROM_SCRATCH:
         recipe = BaseRecipe(
             common.world,
             parse_options(common.world_options),
             noise=common.base_noise,
-            policy=name,
+            policy=bare,
+            shape=shape,
             until=(common.base_low, common.base_high),
             max_tokens=common.max_tokens,
         )

@@ -14,7 +14,7 @@ from typing import Any
 from etude.experience.errors import UserError, unknown
 from etude.learning.run import Reporter, Run, open_run
 from etude.learning.setting import Common, setting
-from etude.methods.catalog import entry, load
+from etude.methods.catalog import entry, load, load_parts
 from etude.methods.method import Method
 from etude.methods.options import build
 from etude.policies.zoo import save_policy
@@ -25,6 +25,7 @@ HOME = Path("runs")  # where runs go by default, below the working directory
 def method(slug: str) -> Method:
     """A method by its slug. Raises UserError if there is none, or it is not written yet."""
     found: Method = load(slug).METHOD
+    load_parts()  # a combination may name what another method brings
     return found
 
 

@@ -170,6 +170,13 @@ def entry(slug: str) -> Entry:
         raise unknown("method", slug, CATALOG) from None
 
 
+def load_parts() -> None:
+    """Imports every method that is written, so that the parts it registers can be named."""
+    for row in CATALOG.values():
+        if row.works:
+            import_module(row.module)
+
+
 def load(slug: str) -> ModuleType:
     """The module of a method. Raises UserError if it is not written yet."""
     row = entry(slug)

@@ -37,6 +37,18 @@ def column(batch: Batch, name: str, user: str, hint: str) -> Tensor:
     return torch.where(active, value, torch.zeros_like(value))
 
 
+def row_column(batch: Batch, name: str, user: str, hint: str) -> Tensor:
+    """f[N]: a row column at each of its actions. Raises UserError if it is missing, or nan at an action with
+    weight."""
+    value = batch.row.get(name)
+    if not isinstance(value, Tensor):
+        raise UserError(f"{user} needs the row column {name!r}, which this batch does not have: {hint}")
+    value = value[batch.row_of].to(batch.actions["weight"].dtype)
+    if bool((value.isnan() & (batch.actions["weight"] != 0)).any()):
+        raise UserError(f"{user}: some answers have no {name!r}: {hint}")
+    return value
+
+
 def logp_old(batch: Batch, user: str) -> Tensor:
     """f[N]: log-probabilities under the policy that acted: the column `logp_old`, else `logp_raw`.
 

@@ -27,11 +27,15 @@ from etude.policies.outputs import Outputs
 
 NEEDS = frozenset({"logp", "entropy", "logits", "hidden", "values"})
 FILE, WEIGHTS = "table.json", "table.safetensors"
+NEVER = -1e4  # logit of a token that may not be chosen: its probability is exactly 0
 UNKNOWN = -1  # the place of a context without a row
 
 
 class TablePolicy(nn.Module):
-    """`logits` [S, V] and `values` [S], both zero at first, for up to S contexts of `order` tokens."""
+    """`logits` [S, V] and `values` [S], both zero at first, for up to S contexts of `order` tokens.
+
+    `actions` above 0 leaves the policy the digits below it to choose from, and no other token.
+    """
 
     def __init__(
         self,
@@ -39,17 +43,26 @@ class TablePolicy(nn.Module):
         order: int = 32,
         rows: int = 4096,
         limit: int = 512,
+        actions: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         if order < 1 or rows < 1:
             raise UserError(f"a table needs an order and rows of at least 1, not order={order} and rows={rows}")
+        if not 0 <= actions <= 10:
+            raise UserError(f"a table's actions are the first 0 to 10 digits, not {actions}")
         self.tokenizer = tokenizer
         self.order = order
         self.limit = limit
         self.token_bytes = 8 * tokenizer.size
         self.logits = nn.Parameter(torch.zeros(rows, tokenizer.size, dtype=dtype))
         self.values = nn.Parameter(torch.zeros(rows, dtype=dtype))
+        self.actions = actions
+        digits = tokenizer.encode("0123456789"[:actions]).tolist()
+        self.barred: Tensor
+        barred = torch.full((tokenizer.size,), NEVER if actions else 0.0, dtype=dtype)
+        barred[digits] = 0.0
+        self.register_buffer("barred", barred, persistent=False)
         self._place: dict[tuple[int, ...], int] = {}
         self._fingerprint = Fingerprint()
 
@@ -76,7 +89,7 @@ class TablePolicy(nn.Module):
 
     def at(self, contexts: Sequence[Sequence[int]]) -> Tensor:
         """f[R, V]: the logits after each context."""
-        return self._look_up(self.logits, [self._place.get(self._key(c), UNKNOWN) for c in contexts])
+        return self.barred + self._look_up(self.logits, [self._place.get(self._key(c), UNKNOWN) for c in contexts])
 
     def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs:
         """Raises UserError for unknown needs, and for branches, positions and embeddings."""
@@ -89,7 +102,7 @@ class TablePolicy(nn.Module):
             places = [self.place(c) for c in contexts]
         else:
             places = [self._place.get(c, UNKNOWN) for c in contexts]
-        logits, target = self._look_up(self.logits, places), batch.actions["target"].to(self.device)
+        logits, target = self.barred + self._look_up(self.logits, places), batch.actions["target"].to(self.device)
         values = self._look_up(self.values, places) if "values" in needs else None
         return Outputs(needs, logits, target, nn.Identity(), self.tokenizer.size, values)
 
@@ -122,7 +135,7 @@ class TablePolicy(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Writes table.json and table.safetensors."""
-        sizes = {"order": self.order, "limit": self.limit}
+        sizes = {"order": self.order, "limit": self.limit, "actions": self.actions}
         state = {n: t.detach().cpu().contiguous() for n, t in self.state_dict().items()}
         save_file(state, Path(folder) / WEIGHTS)
         (Path(folder) / FILE).write_text(json.dumps(sizes) + "\n")
@@ -134,7 +147,7 @@ class TablePolicy(nn.Module):
         try:
             sizes = json.loads((folder / FILE).read_text())
             state = load_file(folder / WEIGHTS)
-            policy = cls(tokenizer, sizes["order"], len(state["logits"]), sizes["limit"], dtype)
+            policy = cls(tokenizer, sizes["order"], len(state["logits"]), sizes["limit"], sizes["actions"], dtype)
             policy.load_state_dict(state)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"no table can be read from {folder}: {str(error).splitlines()[0]}") from None

@@ -30,7 +30,7 @@ ZOO = {
     "smollm2": "SmolLM2-135M-Instruct, a pretrained chat model",
 }
 SIZES = {
-    "table": {"order": 32, "rows": 4096, "limit": 512},
+    "table": {"order": 32, "rows": 4096, "limit": 512, "actions": 0},
     "tiny": {"width": 128, "depth": 4, "heads": 4, "ffn": 384, "limit": 1024},
     "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 2048},
 }
@@ -44,7 +44,8 @@ def load_policy(
     """The policy called `name`, or the one in the folder or GGUF file of that path.
 
     `keys` draw the weights of `tiny` and `small`, the same on every device; `shape` changes their sizes
-    (width, depth, heads, ffn, limit) or those of `table` (order, rows, limit). Raises UserError for an
+    (width, depth, heads, ffn, limit) or those of `table` (order, rows, limit, actions), as may the name
+    itself: "tiny:depth=2,width=64". Raises UserError for an
     unknown name, a path that holds no policy, sizes that do not fit, and a device that is not there.
     """
     import torch
@@ -59,6 +60,8 @@ def load_policy(
     if dtype not in kinds:
         raise unknown("dtype", dtype, kinds)
     policy: Any
+    name, written = sized(name)
+    shape = {**written, **shape}
     if name in SIZES:
         policy = _new(name, _sizes(name, shape), keys or Keys(0), kinds[dtype])
     elif shape:
@@ -100,12 +103,28 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
         raise UserError(f"cannot write the policy to {folder}: {error}") from None
 
 
+def sized(name: str) -> tuple[str, dict[str, int]]:
+    """The sizes in a name of the zoo: "tiny:depth=2" is ("tiny", {"depth": 2}). Raises UserError for one that is
+    not a whole number."""
+    first, colon, rest = name.partition(":")
+    if not colon or first not in SIZES:
+        return name, {}
+    sizes = {}
+    for part in rest.split(","):
+        size, _, value = part.partition("=")
+        if not value.isdecimal():
+            known = next(iter(SIZES[first]))
+            raise UserError(f"policy {name!r}: sizes are given as in {first}:{known}=2, not {part!r}")
+        sizes[size] = int(value)
+    return first, sizes
+
+
 def _sizes(name: str, given: Mapping[str, int]) -> dict[str, Any]:
     sizes: dict[str, Any] = dict(SIZES[name])
     for size, value in given.items():
         if size not in sizes:
             raise unknown(f"size of {name!r}", size, sizes)
-        if value < 1:
+        if value < (size != "actions"):
             raise UserError(f"{size} of {name!r} must be at least 1, not {value}")
         sizes[size] = value
     if "heads" in sizes and sizes["width"] % (2 * sizes["heads"]):
