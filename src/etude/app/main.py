@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": ("using", "POLICY --world W", "held-out accuracy with its interval"),
     "chat": ("using", "POLICY", "talk to a policy"),
     "export": ("using", "RUN PATH", "a Hugging Face folder, or the run's log as .parquet or .jsonl"),
+    "verify": ("verify", "METHOD [--seeds 0,1,...] [--quick]", "run a method's claim against its baselines"),
     "doctor": ("doctor", "[--json]", "what is installed, what is missing, how fast this machine is"),
     "completion": ("completion", "bash | zsh", "a script that completes commands in a shell"),
 }

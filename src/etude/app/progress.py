@@ -47,8 +47,8 @@ def progress() -> Iterator[Any]:
     if not sys.stderr.isatty():
         yield _Quiet()
         return
-    with _bars() as bars:
-        yield _Bar(bars)
+    with bars() as drawn:
+        yield _Bar(drawn)
 
 
 @contextmanager
@@ -58,24 +58,25 @@ def in_parts(act: Acting, title: str) -> Iterator[Acting]:
     if not sys.stderr.isatty():
         yield act
         return
-    with _bars() as bars:
-        task = bars.add_task(title, total=None, line="")
+    with bars() as drawn:
+        task = drawn.add_task(title, total=None, line="")
 
         def parts(
             roles: Roles, problems: Sequence[Problem], n: int, score: Score, clock: Clock, keys: Keys
         ) -> list[Group]:
             size = -(-len(problems) // 20)
             groups: list[Group] = []
-            bars.update(task, total=len(problems))
+            drawn.update(task, total=len(problems))
             for first in range(0, len(problems), size):
                 groups += act(roles, problems[first : first + size], n, score, clock, keys)
-                bars.update(task, completed=len(groups))
+                drawn.update(task, completed=len(groups))
             return groups
 
         yield parts
 
 
-def _bars() -> Any:
+def bars() -> Any:
+    """Progress bars on the error stream, with rate and remaining time."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 

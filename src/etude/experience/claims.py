@@ -109,9 +109,12 @@ class Endpoint:
 
     Differences count in the metric's better direction, so positive is always good. With `ratio` the
     contrast is the ratio of positive values, its margin a factor (1 is no effect). With `every` each
-    seed's own contrast must pass the margin too. More than two arms are an order: every neighbouring
-    pair must hold. An arm may be written "arm:metric" to take another metric than `metric` for it, so that
-    two conditions of one arm can be contrasted.
+    seed's own contrast must pass too: at least `margin` and above zero, or above -margin for a guard. More
+    than two arms are an order: every neighbouring pair must hold. An arm may be written "arm:metric" to take
+    another metric than `metric` for it, so that two conditions of one arm can be contrasted.
+
+    Curves censored at the end of their axis are contrasted up to the end common to the pair. What is beyond
+    is not known, so `equal` cannot hold for them, nor a guard whose arm goes on beyond that end.
     """
 
     name: str

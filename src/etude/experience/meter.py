@@ -1,7 +1,8 @@
 """One meter counts everything that costs, where it happens.
 
-Kinds: tokens `sampled`, `prefilled`, `scored`, `trained`, `discarded`; environment `steps`;
-`attempts`; `judge` and `teacher` queries; `questions` to people; `updates`; `flops`; `seconds`.
+Kinds: tokens `sampled`, `prefilled`, `scored`, `trained`, `discarded`; `episodes` (trajectories that a loop
+collected); environment `steps`; `attempts`; `judge` and `teacher` queries; `questions` to people; `updates`;
+`flops`; `seconds`.
 Seconds are the only kind that a resumed run may not repeat exactly.
 """
 
@@ -15,6 +16,7 @@ KINDS = (
     "scored",
     "trained",
     "discarded",
+    "episodes",
     "steps",
     "attempts",
     "judge",

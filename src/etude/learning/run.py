@@ -198,7 +198,8 @@ class Run:
         self._pending.metrics.update({k: float(v) for k, v in metrics.items()})
 
     def keep(self, groups: Sequence[Group], kept: Sequence[bool]) -> None:
-        """Trajectories of the step in progress, with whether they were trained on."""
+        """Trajectories of the step in progress, with whether they were trained on. Charges `episodes`."""
+        self.meter.charge("episodes", sum(len(g.members) + len(g.discarded) for g in groups))
         self._pending.groups.extend(zip(groups, kept, strict=True))
 
     def evaluated(self, evaluation: Any) -> None:

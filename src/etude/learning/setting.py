@@ -16,8 +16,8 @@ from etude.acting.sample import sample
 from etude.audits.evaluate import evaluate
 from etude.audits.report import Evaluation
 from etude.experience.claims import BaseRecipe
-from etude.experience.errors import UserError
-from etude.experience.meter import Meter
+from etude.experience.errors import UserError, unknown
+from etude.experience.meter import KINDS, Meter
 from etude.experience.protocols import Acting, Clock, Interactive, Limits, Policy, Roles, Score, World
 from etude.experience.types import RAW, Law
 from etude.learning.base import base
@@ -61,6 +61,7 @@ class Common:
     eval_samples: int = 1  # answers a problem, sampled at temperature 1
     device: str = "cpu"  # cpu or cuda
     checkpoint_every: int = 20  # steps between checkpoints
+    budget: tuple[str, ...] = ()  # kind=amount of the meter, e.g. tokens=1e6; the run ends once one is spent
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -181,6 +182,23 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             out[name] = value
     return out
+
+
+def parse_budget(words: Sequence[str]) -> dict[str, float]:
+    """`kind=amount` words as caps on kinds of the meter; "tokens" are sampled ones. Raises UserError for
+    another kind, or an amount that is not a number above 0."""
+    caps = {}
+    for kind, amount in named(words, "budget").items():
+        kind = "sampled" if kind == "tokens" else kind
+        if kind not in KINDS:
+            raise unknown("kind of budget", kind, (*KINDS, "tokens"))
+        try:
+            caps[kind] = float(amount)
+        except ValueError:
+            caps[kind] = 0.0
+        if not 0 < caps[kind] < float("inf"):
+            raise UserError(f"a budget is a number above 0, as in {kind}=1e6, not {amount!r}")
+    return caps
 
 
 def named(words: Sequence[str], what: str) -> dict[str, str]:

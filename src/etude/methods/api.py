@@ -13,7 +13,7 @@ from typing import Any
 
 from etude.experience.errors import UserError, unknown
 from etude.learning.run import Reporter, Run, open_run
-from etude.learning.setting import Common, setting
+from etude.learning.setting import Common, parse_budget, setting
 from etude.methods.catalog import entry, load, load_parts
 from etude.methods.method import Method
 from etude.methods.options import build
@@ -65,6 +65,7 @@ def train(
         "checkpoint_every": common.checkpoint_every,
         "common": asdict(common),
         "options": asdict(config),
+        "budget": parse_budget(common.budget),
         "versions": {package: version(package) for package in ("etude", "torch", "numpy")},
     }
     run = Run(folder, record, checkpoint_every=common.checkpoint_every, reporter=reporter)

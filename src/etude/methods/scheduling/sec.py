@@ -36,6 +36,7 @@ import numpy as np
 from etude.curricula.bandit import Bandit, Unsampled
 from etude.curricula.curriculum import OWNS, PoolCurriculum
 from etude.curricula.pool import Pool
+from etude.experience.claims import Arm, Claim, Endpoint, Metric
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.plugs import Kind, register
@@ -125,4 +126,44 @@ class SEC(GroupRL):
         return {("curriculum", "sec"): {name: getattr(self, name) for name in own}}
 
 
-METHOD = Method("sec", SEC, group_rl)
+CLAIM = Claim(
+    says="Drawing where the mean |advantage| is largest learns the lock ladder faster than uniform draws or an "
+    "easy-to-hard timetable, because more groups hold both right and wrong answers; dealt at random, its payments "
+    "gain nothing.",
+    world="lock",
+    policy="table:order=2,rows=16,actions=6",  # one row of logits a symbol, shared by all rungs
+    options={
+        "steps": 150,
+        "problems": 16,
+        "members": 8,
+        "max_tokens": 1,
+        "normalise": "sequence",
+        "optim": {"algorithm": "sgd", "clip": 1e9},
+        "eval_every": 15,
+    },
+    arms=(
+        Arm("sec", "sec", {"tau": 0.2}),
+        Arm("uniform", "group-rl", role="baseline"),
+        Arm("easy-to-hard", "group-rl", {"curriculum": "easy-to-hard"}, role="baseline"),
+        Arm("permuted", "sec", {"tau": 0.2, "permute": True}, role="ablation"),
+    ),
+    metrics={
+        "success": Metric("evaluation", "accuracy", unit="%"),
+        "area": Metric("evaluation", "accuracy", "area", unit="%"),
+        "half": Metric("evaluation", "accuracy", "steps", threshold=0.5, better="lower", unit="steps"),
+        "live": Metric("log", "live", "mean", unit="%"),
+    },
+    endpoints=(
+        Endpoint("success over uniform draws", "effect", "success", ("sec", "uniform"), 0.10, every=True),
+        Endpoint("live groups over uniform draws", "effect", "live", ("sec", "uniform"), 1.5, ratio=True),
+        Endpoint("area over the timetable", "effect", "area", ("sec", "easy-to-hard")),
+        Endpoint("success over payments dealt at random", "vanish", "success", ("sec", "permuted"), 0.10),
+        Endpoint("no gain left without the signal", "guard", "success", ("uniform", "permuted"), 0.03),
+    ),
+    tune="success",
+    grid=(2.0, 4.0),
+    seeds=tuple(range(10)),
+    minutes=3.0,
+)
+
+METHOD = Method("sec", SEC, group_rl, claim=CLAIM)

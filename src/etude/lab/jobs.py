@@ -1,0 +1,190 @@
+"""Runs of arms at seeds: planned as data, run side by side, gone on with, and never run twice.
+
+A job's folder is named by a digest of all that decides its run: the method's code and the shared stages',
+its options, seed and starting policy. Whatever wants a run that is there already takes it as it is.
+Every job computes on one thread, so that how many run at once changes no result.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from etude.experience.claims import BaseRecipe, json_of
+from etude.experience.errors import UserError
+from etude.experience.protocols import Clock
+from etude.experience.types import NOTHING
+from etude.lab.code import code_digest
+from etude.methods.catalog import entry
+
+HOME = Path("runs") / "lab"
+TICK = 0.5  # seconds between two looks at how far the jobs are
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One arm at one seed. `options` are what `train` takes; with `after` it starts from the policy that
+    job ended with, else from `policy`."""
+
+    arm: str
+    seed: int
+    method: str
+    policy: BaseRecipe | str
+    options: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
+    after: Job | None = None
+
+    @property
+    def code(self) -> str:
+        """Of the code that decides the run."""
+        return code_digest(entry(self.method).module)
+
+    @property
+    def digest(self) -> str:
+        """Of everything that decides the run, and nothing else (not of what the arm is called)."""
+        start = self.after.digest if self.after else json_of(self.policy)
+        known = [self.method, self.code, self.seed, start, json_of(self.options)]
+        return blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+    def folder(self, home: Path) -> Path:
+        """Its run directory."""
+        return home / f"{self.method}-{self.seed}-{self.digest}"
+
+    def finished(self, home: Path) -> bool:
+        """Whether it has been run to its end: the policy is the last thing a run writes."""
+        return (self.folder(home) / "policy").is_dir()
+
+
+Heard = Callable[[Job, float], None]  # a job and the share of it that is over
+Failed = Mapping[str, str]  # digest of a job -> what stopped it, in one line
+
+
+def run_jobs(jobs: Sequence[Job], home: Path, workers: int, heard: Heard, failing: bool = False) -> Failed:
+    """Runs what is not finished, `workers` at once, each after the job it starts from.
+
+    A job that ends in a UserError is among the failed where `failing` is allowed; otherwise that error is
+    raised, once the jobs in progress have been let go. Raises KeyboardInterrupt as it comes; what was
+    begun goes on at the next call.
+    """
+    todo = {_key(j, home): j for j in _with_stages(jobs) if not j.finished(home)}
+    for job in _with_stages(jobs):
+        if job.finished(home):
+            heard(job, 1.0)
+    failed: dict[str, str] = {}
+    waiting = list(todo.values())
+    if not waiting:
+        return failed
+    with _pool(workers) as (pool, queue):
+        running: dict[Future[str], Job] = {}
+        while waiting or running:
+            for job in [j for j in waiting if j.after is None or j.after.finished(home)][: workers - len(running)]:
+                waiting.remove(job)
+                running[pool.submit(_work, job, home, _key(job, home))] = job
+            done, _ = wait(running, timeout=TICK, return_when=FIRST_COMPLETED)
+            while not queue.empty():
+                key, share = queue.get()
+                heard(todo[key], share)
+            for future in done:
+                job = running.pop(future)
+                if said := _result(future):
+                    failed[job.digest] = said
+                    if not failing:
+                        raise UserError(f"arm {job.arm!r}, seed {job.seed}: {said}")
+                    waiting = [j for j in waiting if j.after is None or _key(j.after, home) != _key(job, home)]
+                heard(job, 1.0)
+    return failed
+
+
+def _with_stages(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs and those they start from, each once, earlier ones first."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        chain = [job]
+        while chain[-1].after is not None:
+            chain.append(chain[-1].after)
+        for link in reversed(chain):
+            found.setdefault(link.digest, link)
+    return list(found.values())
+
+
+def _key(job: Job, home: Path) -> str:
+    return job.folder(home).name
+
+
+def _result(future: Future[str]) -> str:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise UserError("a run was killed (out of memory?): the same command goes on, perhaps with --jobs 1") from None
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
+    context = multiprocessing.get_context("spawn")  # a forked torch may hang
+    queue = context.Queue()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(queue,))
+    try:
+        yield pool, queue
+    except BaseException:
+        for process in list(pool._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+# --- inside a worker -----------------------------------------------------------------------------
+
+_QUEUE: Any = None
+
+
+def _begin(queue: Any) -> None:
+    global _QUEUE
+    _QUEUE = queue
+    import torch
+
+    torch.set_num_threads(1)
+
+
+class _Teller:
+    """A run's reporter that tells the parent process how far it is."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def step(self, clock: Clock, metrics: Mapping[str, float], run: Any) -> None:
+        """Hears of a finished step."""
+        if not clock.stage.startswith("base"):
+            _QUEUE.put((self.key, min(0.99, max(clock.progress, run.spent))))
+
+
+def _work(job: Job, home: Path, key: str) -> str:
+    """Runs a job, or the rest of it; returns what stopped it, "" if nothing did."""
+    from etude.learning.base import base
+    from etude.methods.api import resume, train
+
+    folder, teller = job.folder(home), _Teller(key)
+    try:
+        if (folder / "config.json").exists():
+            resume(folder, teller)
+            return ""
+        shutil.rmtree(folder, ignore_errors=True)  # killed while it was made
+        if job.after is not None:
+            policy = str(job.after.folder(home) / "policy")
+        elif isinstance(job.policy, BaseRecipe):
+            policy = str(base(job.policy, job.seed, teller))
+        else:
+            policy = job.policy
+        start = {"policy": policy, "base": False, "seed": job.seed}
+        train(job.method, out=folder, name=job.arm, reporter=teller, **start, **job.options)
+    except UserError as error:
+        return str(error)
+    return ""
