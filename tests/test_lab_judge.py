@@ -153,9 +153,7 @@ def test_every_seed_must_pass(endpoint, gains, why):
 def three(*means: float) -> dict[str, list[Reading]]:
     return {
         arm: run("accuracy", [m + n for n in noise])
-        for arm, m, noise in zip(
-            "abc", means, ((0.0, 0.01, 0.02), (0.01, 0.01, 0.01), (0.0, 0.01, 0.015)), strict=True
-        )
+        for arm, m, noise in zip("abc", means, ((0.0, 0.01, 0.02), (0.01, 0.01, 0.01), (0.0, 0.01, 0.015)), strict=True)
     }
 
 
@@ -293,7 +291,9 @@ def test_a_guard_holds_only_where_the_whole_deficit_is_seen(metric, hides, fine)
 
 def test_different_seeds_are_refused():
     runs = above(GOOD)
-    with pytest.raises(UserError, match=r"'e' needs the same seeds .*'a' has \[0, 1, 2, 3\] but 'b' has \[0, 1, 2, 3, 4\]"):
+    with pytest.raises(
+        UserError, match=r"'e' needs the same seeds .*'a' has \[0, 1, 2, 3\] but 'b' has \[0, 1, 2, 3, 4\]"
+    ):
         judge(effect(), {**runs, "a": runs["a"][:4]}, METRICS)
     with pytest.raises(UserError, match="each once"):
         judge(effect(), {arm: [*found, found[0]] for arm, found in runs.items()}, METRICS)

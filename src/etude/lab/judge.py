@@ -50,8 +50,8 @@ def judge(endpoint: Endpoint, readings: Mapping[str, Sequence[Reading]], metrics
         _judge_pair(endpoint, pair, [_side(endpoint, arm, metric, readings) for arm, metric in sides], metrics)
         for pair, sides in zip(pairwise(endpoint.arms), endpoint.pairs, strict=True)
     ]
-    # The weakest: what contradicts the order, else what fails, else what lies lowest.
-    return min(found, key=lambda j: (j.holds, not j.opposite, np.nan_to_num(j.interval.low, nan=-math.inf)))
+    # The weakest: what contradicts the order, else what fails, for want of a value first, else what lies lowest.
+    return min(found, key=lambda j: (j.holds, not j.opposite, math.isfinite(j.interval.low), j.interval.low))
 
 
 def verdict(judged: Sequence[Judged], seeds: int) -> Verdict:
