@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from etude.experience.batch import Batch, By
+from etude.experience.claims import Arm, BaseRecipe, Claim, Endpoint, Metric
 from etude.experience.errors import UserError
 from etude.experience.plugs import Kind, register
 from etude.experience.protocols import Loss, Outputs
@@ -124,4 +125,33 @@ class NFT(GroupRL):
         return {("objective", "nft"): own}
 
 
-METHOD = Method("nft", NFT, group_rl)
+STEP = {"problems": 32, "members": 16, "minibatches": 4, "selector": "mixed", "max_draws": 3, "normalise": "constant"}
+
+CLAIM = Claim(
+    says="After as many sampled tokens, learning from wrong answers too ends at a higher pass@1 than learning from "
+    "right ones alone (RFT), with more entropy left along the way, and no worse than Dr. GRPO with its clip.",
+    world="chain_sum",
+    policy=BaseRecipe("chain_sum", noise=0.6, shape={"depth": 2}, until=(0.15, 0.40), max_tokens=16),
+    options={**STEP, "steps": 1000, "max_tokens": 16, "eval_every": 20, "eval_problems": 1024},
+    arms=(
+        Arm("nft", "nft"),
+        Arm("rft", "nft", {"negative": 0.0}, role="ablation"),
+        Arm("dr-grpo", "group-rl", {"objective": "dapo", "credit": "dr-grpo"}, role="baseline"),
+    ),
+    metrics={
+        "pass@1": Metric("evaluation", "accuracy", unit="%"),
+        "entropy": Metric("evaluation", "entropy", "mean", unit="nats"),
+        "area": Metric("evaluation", "accuracy", "area", unit="%"),
+    },
+    endpoints=(
+        Endpoint("pass@1 over right answers alone", "effect", "pass@1", ("nft", "rft"), 0.03),
+        Endpoint("more entropy than right answers alone", "effect", "entropy", ("nft", "rft"), every=True),
+        Endpoint("as good as Dr. GRPO", "guard", "pass@1", ("nft", "dr-grpo"), 0.03),
+    ),
+    equal={"sampled": 3e5},
+    tune="pass@1",
+    grid=(1e-4, 3e-4),
+    minutes=8.0,
+)
+
+METHOD = Method("nft", NFT, group_rl, claim=CLAIM)
