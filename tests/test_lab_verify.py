@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import sqlite3
 import subprocess
@@ -234,6 +235,11 @@ def test_a_job_is_known_by_all_that_decides_its_run():
     ]  # fmt: skip
     assert same.digest == job.digest
     assert len({job.digest, *(o.digest for o in others)}) == 7
+
+
+def test_a_job_crosses_to_its_worker_with_all_its_defaults():
+    job = Job("a", 0, "grpo", BaseRecipe("chain_sum"), after=Job("b", 0, "sft", "tiny"))
+    assert pickle.loads(pickle.dumps(job)).digest == job.digest
 
 
 def test_code_is_known_by_what_it_does():

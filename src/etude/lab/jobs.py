@@ -7,6 +7,7 @@ Every job computes on one thread, so that how many run at once changes no result
 
 from __future__ import annotations
 
+import copyreg
 import json
 import multiprocessing
 import shutil
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from etude.experience.claims import BaseRecipe, json_of
@@ -28,6 +30,9 @@ from etude.methods.catalog import entry
 
 HOME = Path("runs") / "lab"
 TICK = 0.5  # seconds between two looks at how far the jobs are
+
+# A job goes to its worker whole, with the empty mappings that are its defaults.
+copyreg.pickle(MappingProxyType, lambda m: (MappingProxyType, (dict(m),)))
 
 
 @dataclass(frozen=True, eq=False)
