@@ -31,8 +31,13 @@ from etude.methods.catalog import entry
 HOME = Path("runs") / "lab"
 TICK = 0.5  # seconds between two looks at how far the jobs are
 
-# A job goes to its worker whole, with the empty mappings that are its defaults, which do not pickle.
-copyreg.pickle(MappingProxyType, lambda m: (dict, (dict(m),)))
+
+def _reduce(mapping: MappingProxyType[Any, Any]) -> Any:
+    """A job goes to its worker whole, with the empty mappings that are its defaults, which do not pickle."""
+    return dict, (dict(mapping),)
+
+
+copyreg.pickle(MappingProxyType, _reduce)
 
 
 @dataclass(frozen=True, eq=False)
