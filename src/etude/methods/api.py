@@ -121,11 +121,17 @@ def _folder(name: str, seed: int) -> Path:
 
 
 def describe(slug: str) -> Mapping[str, Any]:
-    """What `etude show` prints: the catalogue row, the docstring, the hyperparameters (the last two are
-    empty where it is not written yet). Raises UserError if there is no such method."""
+    """What `etude show` prints: the catalogue row, the docstring, the hyperparameters, the claim (empty or None
+    where it is not written yet). Raises UserError if there is no such method."""
     row = entry(slug)
     if not row.works:
-        return {**asdict(row), "works": False, "doc": "", "options": {}}
+        return {**asdict(row), "works": False, "doc": "", "options": {}, "claim": None}
     module = load(slug)
     chosen: Method = module.METHOD
-    return {**asdict(row), "works": True, "doc": (module.__doc__ or "").strip(), "options": asdict(chosen.config())}
+    return {
+        **asdict(row),
+        "works": True,
+        "doc": (module.__doc__ or "").strip(),
+        "options": asdict(chosen.config()),
+        "claim": chosen.claim.plain() if chosen.claim else None,
+    }
