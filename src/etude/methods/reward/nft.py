@@ -131,7 +131,7 @@ CLAIM = Claim(
     says="After as many sampled tokens, learning from wrong answers too ends at a higher pass@1 than learning from "
     "right ones alone (RFT), with more entropy left along the way, and no worse than Dr. GRPO with its clip.",
     world="chain_sum",
-    policy=BaseRecipe("chain_sum", noise=0.6, shape={"depth": 2}, until=(0.15, 0.40), max_tokens=16),
+    policy=BaseRecipe("chain_sum", noise=0.6, until=(0.20, 0.40), max_tokens=16),
     options={**STEP, "steps": 1000, "max_tokens": 16, "eval_every": 20, "eval_problems": 1024},
     arms=(
         Arm("nft", "nft"),
