@@ -10,6 +10,7 @@ from __future__ import annotations
 import copyreg
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -165,13 +166,17 @@ def _begin(queue: Any) -> None:
 
 
 class _Teller:
-    """A run's reporter that tells the parent process how far it is."""
+    """A run's reporter that tells the parent process how far it is, and ends with it: a run that nobody waits for
+    would hold its folder against the command that goes on with it."""
 
     def __init__(self, key: str) -> None:
         self.key = key
 
     def step(self, clock: Clock, metrics: Mapping[str, float], run: Any) -> None:
         """Hears of a finished step."""
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            os._exit(1)
         if not clock.stage.startswith("base"):
             _QUEUE.put((self.key, min(0.99, max(clock.progress, run.spent))))
 
