@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -44,7 +43,7 @@ class VerifyFlags:
 def verify(argv: Sequence[str]) -> None:
     """Runs the claim, prints tables and verdict, writes the evidence."""
     flags = parse(VerifyFlags, argv, "verify")
-    from etude.lab.evidence import write_evidence
+    from etude.lab.evidence import write_evidence, write_json
     from etude.lab.record import record
     from etude.lab.verify import Bench, quick
     from etude.methods.api import method
@@ -85,18 +84,6 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if twice := [s for s in seeds if seeds.count(s) > 1]:
         raise UserError(f"seed {twice[0]} is named twice in {text}: runs are paired by seed, each once")
     return tuple(seeds)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes a file whole or not at all; numbers that JSON does not have become null."""
-    from etude.lab.evidence import plain
-
-    scratch = path.with_name(f".{path.name}.partial")
-    try:
-        scratch.write_text(json.dumps(plain(value), indent=1) + "\n")
-        scratch.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from etude.experience.claims import json_of
+from etude.lab.evidence import FORMAT
 from etude.lab.judge import Judged
 from etude.lab.readings import MeanCurve, Reading
 from etude.lab.verify import ArmResult, Result
 
-FORMAT = 1
 POINTS = 60  # of a curve that is kept
 
 

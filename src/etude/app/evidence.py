@@ -1,0 +1,72 @@
+"""`etude evidence`: what every method's claim gave, as a table or as pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from etude.app.flags import lines, parse
+from etude.experience.errors import UserError
+from etude.methods.catalog import CATALOG, FAMILIES
+
+Folder = Annotated[str | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="DIR")]
+DOCS = Path("docs")
+
+
+@dataclass(frozen=True)
+class EvidenceFlags:
+    """What every method's claim gave: planned, works, or the verdict."""
+
+    folder: Folder = None  # where the evidence files are; by default evidence/
+    write: bool = False  # render docs/EVIDENCE.md and its plots
+    json: bool = False  # for a program
+
+
+def evidence(argv: Sequence[str]) -> None:
+    """Prints the table of all methods, or writes the pages."""
+    flags = parse(EvidenceFlags, argv, "evidence")
+    records = read_all(flags.folder)
+    if flags.write:
+        if not DOCS.is_dir():
+            raise UserError("there is no docs/ here to write EVIDENCE.md to: go to the checkout's top folder")
+        for path, text in pages(records).items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path}")
+        return
+    from etude.lab.pages import overview_row
+
+    found = {e.slug: overview_row(e, records.get(e.slug)) for e in CATALOG.values()}
+    if flags.json:
+        keys = ("number", "slug", "status", "endpoint", "estimate")
+        print(json.dumps([dict(zip(keys, row, strict=True)) for row in found.values()], indent=1))
+        return
+    for family, what in FAMILIES.items():
+        print(f"{family}: {what}")
+        print(lines([found[e.slug] for e in CATALOG.values() if e.family == family]), end="\n\n")
+    told = [row[2] for row in found.values()]
+    verdicts = ", ".join(f"{told.count(v)} {v}" for v in dict.fromkeys(r["verdict"] for r in records.values()))
+    print(f"{len(told)} methods, {len(told) - told.count('planned')} work now" + (f"; {verdicts}" if verdicts else ""))
+
+
+def read_all(folder: str | None) -> dict[str, Any]:
+    """Every evidence file by slug, in the catalogue's order."""
+    from etude.lab.evidence import read_evidence
+
+    found = {slug: read_evidence(slug, folder) for slug in CATALOG}
+    return {slug: record for slug, record in found.items() if record is not None}
+
+
+def pages(records: dict[str, Any]) -> dict[Path, str]:
+    """docs/EVIDENCE.md and its plots, by path."""
+    from etude.lab.pages import evidence_page, plots
+
+    out = {DOCS / "EVIDENCE.md": evidence_page(records)}
+    for slug, record in records.items():
+        out |= {DOCS / "evidence" / f"{slug}{end}": text for end, text in plots(record).items()}
+    return out
