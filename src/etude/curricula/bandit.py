@@ -20,6 +20,13 @@ class Bandit:
     under "decay" is taken to have been paid 0. Arms are drawn in proportion to exp(Q / tau): TD(0)
     without a next state, and Boltzmann exploration (Sutton & Barto 2018, sections 2.5 and 2.8).
     Raises UserError for alpha outside (0, 1] or tau not above 0.
+
+    >>> bandit = Bandit(["easy", "hard"], alpha=0.5, tau=0.4)
+    >>> bandit.pay({"easy": 0.0, "hard": 0.8})
+    >>> bandit.values
+    {'easy': 0.0, 'hard': 0.4}
+    >>> bandit.probabilities().round(2).tolist()
+    [0.27, 0.73]
     """
 
     def __init__(self, arms: Sequence[str], alpha: float, tau: float, unsampled: Unsampled = "untouched") -> None:

@@ -22,7 +22,14 @@ Part = int | str
 
 @dataclass(frozen=True)
 class Keys:
-    """A node in the tree of streams. `at` goes down; `numpy` and `torch` give generators."""
+    """A node in the tree of streams. `at` goes down; `numpy` and `torch` give generators.
+
+    >>> keys = Keys(0).at("step", 3)
+    >>> keys.numpy().integers(100, size=3).tolist() == Keys(0).at("step", 3).numpy().integers(100, size=3).tolist()
+    True
+    >>> keys.at("draw", 1) == keys.at("draw", 2)
+    False
+    """
 
     seed: int
     path: tuple[Part, ...] = ()

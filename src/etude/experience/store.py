@@ -263,6 +263,13 @@ class Store:
             parent = (self.load(row["parent"]), row["parent_call"], row["parent_token"])
         return decode(row, self._shards, parent)
 
+    def forks(self, stage: str, step: int) -> dict[int, tuple[int, int, int]]:
+        """Of each trajectory of a step that is a fork, by its id: the parent's id, call and token."""
+        where, values = _where({"stage = ?": stage, "step = ?": step, "parent > ?": 0})
+        columns = "id, parent, parent_call, parent_token"
+        found = self._rows(f"SELECT {columns} FROM trajectories{where} ORDER BY id", values)
+        return {row["id"]: (row["parent"], row["parent_call"], row["parent_token"]) for row in found}
+
     # --- inside ----------------------------------------------------------------------------------
 
     @contextmanager

@@ -16,6 +16,7 @@ from etude.experience.claims import Claim
 from etude.experience.errors import UserError
 
 FORMAT = 1
+LINES = 4  # levels of a file that have lines of their own
 DIGITS = 6  # significant ones that are kept
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "slug": str,
@@ -27,6 +28,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "code": dict,
     "versions": dict,
     "machine": str,
+    "items": dict,
     "arms": list,
     "endpoints": list,
 }
@@ -86,7 +88,7 @@ def write_json(path: Path, value: object) -> None:
     scratch = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(plain(value), indent=1) + "\n", encoding="utf-8")
+        scratch.write_text(_written(plain(value)) + "\n", encoding="utf-8")
         scratch.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
@@ -102,10 +104,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, bool) or value is None or isinstance(value, str | int):
         return value
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+        rounded = float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+        return int(rounded) if rounded is not None and rounded.is_integer() else rounded
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     return [plain(v) for v in value]
+
+
+def _written(value: Any, depth: int = 0) -> str:
+    """JSON with a line for every field, arm, run and endpoint, and what is below them on one line."""
+    if depth == LINES or not isinstance(value, dict | list) or not value:
+        return json.dumps(value)
+    pad = " " * (depth + 1)
+    if isinstance(value, dict):
+        rows = [f"{pad}{json.dumps(name)}: {_written(inner, depth + 1)}" for name, inner in value.items()]
+        return "{\n" + ",\n".join(rows) + "\n" + " " * depth + "}"
+    return "[\n" + ",\n".join(f"{pad}{_written(inner, depth + 1)}" for inner in value) + "\n" + " " * depth + "]"
 
 
 def _wrong(record: Mapping[str, Any], slug: str) -> str:

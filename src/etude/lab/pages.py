@@ -19,15 +19,15 @@ HEAD = """# Evidence
 What each method's claim gave when it was run: against its baselines, with its mechanism removed, on equal budgets and
 paired seeds. How to read it: an *effect* must reach its margin with an interval above zero, a *guard* must not fall
 below its margin, and what rests on the mechanism must *vanish* without it. Intervals are at 95%, over seeds, or over
-seeds and problems where problems are scored. A claim is reproduced only if every endpoint holds. This page is written by
-`etude evidence --write`; `etude verify METHOD` runs a claim.
+seeds and problems where problems are scored. A claim is reproduced only if all endpoints hold. `etude evidence --write`
+writes this page; `etude verify METHOD` runs a claim.
 """
 
 
 def evidence_page(records: Mapping[str, Record]) -> str:
     """docs/EVIDENCE.md, from the records there are by slug."""
     rows = [overview_row(entry, records.get(entry.slug)) for family in FAMILIES for entry in _of(family)]
-    out = [HEAD, "## All methods", "", _table([("", "method", "status", "main endpoint", "estimate"), *rows])]
+    out = [HEAD, "## All methods", "", table([("", "method", "status", "main endpoint", "estimate"), *rows])]
     for slug in (s for s in CATALOG if s in records):
         out += ["", f"## {CATALOG[slug].name}", "", method_evidence(records[slug], f"evidence/{slug}")]
     return "\n".join(out).rstrip() + "\n"
@@ -47,9 +47,9 @@ def method_evidence(record: Record, plots: str) -> str:
             "",
             f"![Every endpoint with its interval]({plots}-endpoints.svg)",
             "",
-            _table(_endpoint_rows(record)),
+            table(_endpoint_rows(record)),
             "",
-            _table(_arm_rows(record)),
+            table(_arm_rows(record)),
             "",
             f"World `{claim['world']}`, equal {_budget(claim)}. Run it again with `etude verify {slug}` "
             f"({record['machine']}; {', '.join(f'{k} {v}' for k, v in record['versions'].items())}).",
@@ -148,6 +148,7 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
     return [math.nan if v is None else float(v) for v in values]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; its first row is the head."""
     head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +20,9 @@ POINTS = 60  # of a curve that is kept
 
 
 def record(result: Result, note: str) -> dict[str, Any]:
-    """Everything that was measured, with what it was measured by: see `lab.evidence` for the form."""
+    """Everything that was measured, with what it was measured by: see `lab.evidence` for the form. The ids of
+    scored problems stand once, by metric, and every run's scores are in their order."""
+    items = _item_ids(result)
     return {
         "format": FORMAT,
         "slug": result.slug,
@@ -31,7 +34,8 @@ def record(result: Result, note: str) -> dict[str, Any]:
         "code": dict(sorted(result.code.items())),
         "versions": {package: version(package) for package in ("etude", "torch", "numpy", "scipy")},
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "arms": [_arm(a) for a in result.arms],
+        "items": items,
+        "arms": [_arm(a, items) for a in result.arms],
         "endpoints": [_endpoint(j) for j in result.endpoints],
     }
 
@@ -44,25 +48,33 @@ def summary(result: Result) -> str:
     return f"{held} of {len(result.endpoints)} endpoints hold at {len(result.seeds)} seeds. {said}."
 
 
-def _arm(a: ArmResult) -> dict[str, Any]:
+def _item_ids(result: Result) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for reading in (r for a in result.arms for r in a.readings):
+        for metric, scores in reading.items.items():
+            found.setdefault(metric, set()).update(scores)
+    return {metric: sorted(ids) for metric, ids in found.items()}
+
+
+def _arm(a: ArmResult, items: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {
         "name": a.arm.name,
         "method": a.arm.method,
         "role": a.arm.role,
         "lr": a.lr,
         "tuning": json_of(a.tuning),
-        "runs": [_run(r) for r in a.readings],
+        "runs": [_run(r, items) for r in a.readings],
         "curves": {name: _curve(c) for name, c in a.curves.items() if len(c.x)},
     }
 
 
-def _run(r: Reading) -> dict[str, Any]:
+def _run(r: Reading, items: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {
         "seed": r.seed,
         "values": dict(r.values),
         "censored": list(r.censored),
         "cost": {kind: n for kind, n in r.cost.items() if n},
-        "items": json_of(r.items),
+        "items": {metric: [r.items.get(metric, {}).get(i) for i in ids] for metric, ids in items.items()},
     }
 
 

@@ -186,7 +186,11 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
 
 def parse_budget(words: Sequence[str]) -> dict[str, float]:
     """`kind=amount` words as caps on kinds of the meter; "tokens" are sampled ones. Raises UserError for
-    another kind, or an amount that is not a number above 0."""
+    another kind, or an amount that is not a number above 0.
+
+    >>> parse_budget(["tokens=2e6", "updates=100"])
+    {'sampled': 2000000.0, 'updates': 100.0}
+    """
     caps = {}
     for kind, amount in named(words, "budget").items():
         kind = "sampled" if kind == "tokens" else kind

@@ -104,8 +104,13 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
 
 
 def sized(name: str) -> tuple[str, dict[str, int]]:
-    """The sizes in a name of the zoo: "tiny:depth=2" is ("tiny", {"depth": 2}). Raises UserError for one that is
-    not a whole number."""
+    """The sizes in a name of the zoo. Raises UserError for one that is not a whole number.
+
+    >>> sized("tiny:depth=2,width=64")
+    ('tiny', {'depth': 2, 'width': 64})
+    >>> sized("smollm2")
+    ('smollm2', {})
+    """
     first, colon, rest = name.partition(":")
     if not colon or first not in SIZES:
         return name, {}

@@ -49,7 +49,13 @@ class Kind:
 
 @dataclass(frozen=True)
 class Rule:
-    """A step: total c and number z give c + scale z + shift, reduced by `modulus` where there is one."""
+    """A step: total c and number z give c + scale z + shift, reduced by `modulus` where there is one.
+
+    >>> Rule().totals((3, 4, 5))
+    (7, 12)
+    >>> Rule(modulus=10).totals((3, 4, 5))
+    (7, 2)
+    """
 
     scale: int = 1
     shift: int = 0
