@@ -15,23 +15,28 @@ from etude.experience.types import Group, Trajectory
 @dataclass(frozen=True)
 class Overlong:
     """Charges answers for the last `cache` tokens before the longest that `limits` allows: 0 where they
-    begin, growing to 1 at their end. A cache of 0 charges nothing. Raises UserError for a cache longer than
-    the longest answer."""
+    begin, growing to 1 at their end. A cache of 0 charges nothing; None is a fifth of the longest answer, as in
+    section 4.1 (4,096 of 20,480). Raises UserError for a cache longer than the longest answer."""
 
     limits: Limits
-    cache: int = 16  # tokens
+    cache: int | None = None  # tokens
 
     def __post_init__(self) -> None:
-        if not 0 <= self.cache <= self.limits.max_tokens:
+        if not 0 <= self.tokens <= self.limits.max_tokens:
             raise UserError(
                 f"the overlong cache must be 0 to {self.limits.max_tokens} tokens, the longest answer, not {self.cache}"
             )
 
+    @property
+    def tokens(self) -> int:
+        """The cache."""
+        return self.limits.max_tokens // 5 if self.cache is None else self.cache
+
     def penalty(self, length: int) -> float:
         """-1 to 0, for an answer of `length` tokens."""
-        if not self.cache:
+        if not self.tokens:
             return 0.0
-        return max(-1.0, min(0.0, (self.limits.max_tokens - self.cache - length) / self.cache))
+        return max(-1.0, min(0.0, (self.limits.max_tokens - self.tokens - length) / self.tokens))
 
     def __call__(self, groups: Sequence[Group], clock: Clock) -> list[Group]:
         """The groups with the punishment in their rewards and named in their parts; `correct` stays."""
