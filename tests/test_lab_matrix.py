@@ -51,7 +51,7 @@ def test_every_refusal_is_a_line_that_names_a_part(cells):
         (("credit", "rloo"), ("objective", "nft"), "refused", "it weighs right and wrong answers itself"),
         (("curriculum", "sec"), ("objective", "nft"), "refused", "advantage"),
         (("acting", "best-of-n"), ("objective", "grpo"), "refused", "selects or bends its samples"),
-        (("selector", "all"), ("objective", "nft"), "refused", "tied"),
+        (("selector", "all"), ("objective", "nft"), "refused", "only groups that hold both"),
     ],
 )
 def test_known_pairs(cells, a, b, status, why):
@@ -72,8 +72,9 @@ def test_three_parts_may_not_fit_though_two_do():
 
 def test_the_command_line_runs_what_fits_and_refuses_the_rest(capfd, tmp_path):
     etude = runner(capfd)
-    shared = ("train", "group-rl", "--world", "lock", "--policy", "table:order=2,rows=16,actions=6", "--no-base",
-              "--steps", "2", "--problems", "4", "--max-tokens", "1", "--eval-problems", "8", "--out", "run")  # fmt: skip
+    shared = ("train", "group-rl", "--world", "lock", "--policy", "table:order=2,rows=16,actions=6",
+              "--no-base", "--steps", "2", "--problems", "4", "--max-tokens", "1", "--eval-problems", "8",
+              "--out", "run")  # fmt: skip
     said = refused(etude(*shared, "--objective", "nft", "--credit", "rloo", "--selector", "mixed"))
     assert said.startswith("etude: objective 'nft' cannot be used with advantage, which credit 'rloo' gives")
     assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": ("using", "POLICY", "talk to a policy"),
     "export": ("using", "RUN PATH", "a Hugging Face folder, or the run's log as .parquet or .jsonl"),
     "verify": ("verify", "METHOD [--seeds 0,1,...] [--quick]", "run a method's claim against its baselines"),
+    "compare": ("compare", "METHOD METHOD ... [--budget tokens=N]", "methods side by side, on equal terms"),
     "matrix": ("matrix", "[--json FILE]", "which parts fit together, by running every pair"),
     "evidence": ("evidence", "[--write] [--json]", "what every method's claim gave"),
     "view": ("view.command", "[FOLDER] [--port N]", "runs, trajectories and the catalogue in a browser"),

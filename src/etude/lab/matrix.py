@@ -7,7 +7,7 @@ a composition is run. As few compositions are run as cover all pairs that fit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -27,7 +27,7 @@ Status = Literal["runs", "refused", "refused while running", "crashed"]
 OPTIONS = {"acting": "act", "reward": "shaping"}  # where a slot's option is not called as the slot
 
 # Sums of single digits, of which only the last bit is asked: a table that knows nothing is right half the time.
-WORLD = {"kinds": {"short": [2, 2], "long": [3, 3]}, "numbers": [0, 9], "modulus": 2}
+WORLD: dict[str, Any] = {"kinds": {"short": [2, 2], "long": [3, 3]}, "numbers": [0, 9], "modulus": 2}
 SMALL: dict[str, Any] = {
     "problems": 4, "members": 4, "minibatches": 2, "max_tokens": 1, "eval_every": 0, "eval_problems": 2,
 }  # fmt: skip
@@ -78,14 +78,14 @@ def refusal(composition: Composition) -> str:
     return ""
 
 
-def options(composition: Composition) -> dict[str, str]:
+def options(composition: Composition) -> dict[str, Any]:
     """The options of `group-rl` that name these parts."""
     return {OPTIONS.get(kind, kind): name for kind, name in composition}
 
 
 def attempt(composition: Composition, steps: int) -> tuple[Status, str]:
     """Runs a composition in a folder that is thrown away."""
-    named: Mapping[str, str] = options(composition)
+    named = options(composition)
     with TemporaryDirectory(prefix="etude-") as folder:
         try:
             train(

@@ -151,20 +151,25 @@ def setting(run: Run, common: Common, start: Start = "base") -> Setting:
 
 def starting_policy(run: Run, common: Common, start: Start) -> Policy:
     """The policy that a run begins with, before any adapter."""
-    name = common.policy
-    bare, shape = sized(name)
-    if start == "base" and common.base and bare in FROM_SCRATCH:
-        recipe = BaseRecipe(
-            common.world,
-            parse_options(common.world_options),
-            noise=common.base_noise,
-            policy=bare,
-            shape=shape,
-            until=(common.base_low, common.base_high),
-            max_tokens=common.max_tokens,
-        )
-        name = str(base(recipe, run.seed, run.reporter))
+    recipe = base_recipe(common) if start == "base" else None
+    name = common.policy if recipe is None else str(base(recipe, run.seed, run.reporter))
     return load_policy(name, run.keys.at("init"), device=common.device)
+
+
+def base_recipe(common: Common) -> BaseRecipe | None:
+    """What makes the base model of a policy that starts from random weights; None for any other policy."""
+    bare, shape = sized(common.policy)
+    if not common.base or bare not in FROM_SCRATCH:
+        return None
+    return BaseRecipe(
+        common.world,
+        parse_options(common.world_options),
+        noise=common.base_noise,
+        policy=bare,
+        shape=shape,
+        until=(common.base_low, common.base_high),
+        max_tokens=common.max_tokens,
+    )
 
 
 def acting_for(world: World, act: Acting, meter: Meter | None = None, room: int = 64) -> Acting:
