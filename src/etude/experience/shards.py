@@ -168,7 +168,7 @@ def write_calls(shards: Shards, calls: Sequence[Call]) -> list[dict[str, Any]]:
     before = np.empty(0, np.int32)
     for call in calls:
         context, out = np.asarray(call.context, np.int32), np.asarray(call.out, np.int32)
-        keep = _common_prefix(before, context)
+        keep = common_prefix(before, context)
         extras = {name: getattr(call, name) for name in ("weight", "pos", "branch")}
         given = [name for name, value in extras.items() if value is not None]
         blocks = [out, np.asarray(call.logp_raw, np.float32), np.asarray(call.logp_sampled, np.float32)]
@@ -221,7 +221,8 @@ def read_calls(shards: Shards, shard: int, entries: Sequence[Mapping[str, Any]])
     return tuple(calls)
 
 
-def _common_prefix(a: Ids, b: Ids) -> int:
+def common_prefix(a: Ids, b: Ids) -> int:
+    """How many ids two sequences share from their start."""
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if len(differ) else n

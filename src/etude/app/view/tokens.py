@@ -15,6 +15,7 @@ import numpy as np
 from etude.app.view.runs import Config
 from etude.app.view.text import visible
 from etude.experience.errors import UserError
+from etude.experience.shards import common_prefix
 from etude.experience.types import Author, Call, Ids, StepInfo, Trajectory
 
 CHARACTERS = ("table", "tiny", "small")  # policies of the zoo whose tokenizer is always the same
@@ -125,7 +126,7 @@ def turns(t: Trajectory, reader: Reader, colour: str, advantage: float | None) -
     out = []
     seen = np.empty(0, np.int32)
     for k, call in enumerate(t.calls):
-        new = call.context[_common(seen, call.context) :]
+        new = call.context[common_prefix(seen, call.context) :]
         runs = groupby(_tokens(call, reader, colour, advantage), key=lambda token: token.author)
         steps = tuple(s for s in t.steps if s.call == k)
         out.append(Turn(call, reader.text(new), tuple((who, tuple(found)) for who, found in runs), steps))
@@ -158,12 +159,6 @@ def _entropy(call: Call) -> Sequence[float] | None:
     """The entropies that whoever sampled the call kept in its tags, one a token."""
     found = call.tags.get("entropy")
     return found if isinstance(found, list) and len(found) == len(call.out) else None
-
-
-def _common(a: Ids, b: Ids) -> int:
-    n = min(len(a), len(b))
-    differ = np.flatnonzero(a[:n] != b[:n])
-    return int(differ[0]) if len(differ) else n
 
 
 @lru_cache(maxsize=8)
