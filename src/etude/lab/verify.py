@@ -22,7 +22,7 @@ Told = Callable[[str, float, int], None]  # a phase, how many of its runs are ov
 @dataclass(frozen=True)
 class ArmResult:
     """What came of one arm: the learning rate it chose (None: its own), what every rate scored on the
-    tuning seeds, its readings at the claim's seeds, its curves over them by metric."""
+    tuning seeds, its readings at the claim's seeds, its curves over them by metric (the first of those that share a curve)."""
 
     arm: Arm
     lr: float | None
@@ -108,8 +108,11 @@ class Bench:
         folders = [job.folder(self.home) for job in jobs]
         metrics = self.claim.metrics
         readings = tuple(read_run(f, metrics, job.seed) for f, job in zip(folders, jobs, strict=True))
-        drawn = {name: m for name, m in metrics.items() if m.source != "cost"}
-        curves = {name: mean_curve([read_curve(f, m) for f in folders]) for name, m in drawn.items()}
+        drawn: dict[tuple[str, str, str], str] = {}  # metrics that reduce one curve share it
+        for name, m in metrics.items():
+            if m.source != "cost":
+                drawn.setdefault((m.source, m.of, m.over), name)
+        curves = {name: mean_curve([read_curve(f, metrics[name]) for f in folders]) for name in drawn.values()}
         return ArmResult(arm, self.lrs.get(arm.name), tuning, readings, curves)
 
     def _run(self, phase: str, jobs: Sequence[Job], failing: bool = False) -> Mapping[str, str]:
