@@ -21,8 +21,8 @@ Told = Callable[[str, float, int], None]  # a phase, how many of its runs are ov
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What came of one arm: the learning rate it chose (None: its own), what every rate scored on the
-    tuning seeds, its readings at the claim's seeds, its curves over them by metric (the first of those that share a curve)."""
+    """What came of one arm: the learning rate it chose (None: its own), what every rate scored on the tuning
+    seeds, its readings at the claim's seeds, its curves over them by metric (the first of those that share one)."""
 
     arm: Arm
     lr: float | None
