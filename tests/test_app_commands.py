@@ -169,7 +169,7 @@ def test_completion_in_a_real_bash(tmp_path):
     script.write_text(subprocess.run([*ETUDE, "completion", "bash"], check=True, capture_output=True, text=True).stdout)
     rc = tmp_path / "rc"
     rc.write_text(f"PS1='$ '; bind 'set enable-bracketed-paste off'; etude() {{ echo \"<$*>\"; }}; source {script}\n")
-    typed = b"etude tra\tgrp\t--policy smol\t--world countd\t\netude comp\tzs\t\nexit\n"
+    typed = b"etude tra\tgrp\t--policy smol\t--world countd\t\netude compl\tzs\t\nexit\n"
     shown = on_terminal(["/bin/bash", "--noprofile", "--rcfile", os.fspath(rc), "-i"], typed)
     assert "<train grpo --policy smollm2 --world countdown>" in shown
     assert "<completion zsh>" in shown

@@ -98,7 +98,8 @@ def run_jobs(jobs: Sequence[Job], home: Path, workers: int, heard: Heard, failin
         while waiting or running:
             for job in [j for j in waiting if j.after is None or j.after.finished(home)][: workers - len(running)]:
                 waiting.remove(job)
-                running[pool.submit(_work, job, home, _key(job, home))] = job
+                after = job.after.folder(home) if job.after else None
+                running[pool.submit(_work, job, job.folder(home), after)] = job
             done, _ = wait(running, timeout=TICK, return_when=FIRST_COMPLETED)
             while not queue.empty():
                 key, share = queue.get()
@@ -181,19 +182,20 @@ class _Teller:
             _QUEUE.put((self.key, min(0.99, max(clock.progress, run.spent))))
 
 
-def _work(job: Job, home: Path, key: str) -> str:
-    """Runs a job, or the rest of it; returns what stopped it, "" if nothing did."""
+def _work(job: Job, folder: Path, after: Path | None) -> str:
+    """Runs a job, or the rest of it, from where the job before it ended; returns what stopped it, "" if nothing
+    did. Folders are the parent's word: this process may have been started after the code changed."""
     from etude.learning.base import base
     from etude.methods.api import resume, train
 
-    folder, teller = job.folder(home), _Teller(key)
+    teller = _Teller(folder.name)
     try:
         if (folder / "config.json").exists():
             resume(folder, teller)
             return ""
         shutil.rmtree(folder, ignore_errors=True)  # killed while it was made
-        if job.after is not None:
-            policy = str(job.after.folder(home) / "policy")
+        if after is not None:
+            policy = str(after / "policy")
         elif isinstance(job.policy, BaseRecipe):
             policy = str(base(job.policy, job.seed, teller))
         else:

@@ -35,9 +35,7 @@ class DAPO(GroupRL):
     shaping: str = "overlong"  # answers near the limit are punished (reward in `etude list --parts`)
     clip_low: float = 0.2  # the ratio is not taken below 1 - clip_low
     clip_high: float = 0.28  # the ratio is not taken above 1 + clip_high
-    overlong_cache: int | None = (
-        None  # tokens over which the punishment grows to 1; None: a fifth of the longest answer
-    )
+    overlong_cache: int | None = None  # tokens over which the punishment grows to 1; None: a fifth of the longest
 
     def options(self) -> Mapping[tuple[Kind, str], Mapping[str, Any]]:
         """Builds the objective with these clips and the punishment with this cache."""
