@@ -1,15 +1,20 @@
 """Every pair of parts: most run, the others are refused in a line before anything runs, none crashes."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
 
+import etude.lab.matrix
 from app_cli import refused, runner
+from etude.app.matrix import counts
+from etude.experience.errors import UserError
 from etude.experience.plugs import names
-from etude.lab.matrix import attempt, matrix, refusal
+from etude.lab.matrix import Cell, attempt, matrix, refusal
 from etude.learning.group_rl import SLOTS
 
+SMALL_STEP = 2  # updates: of two steps with two minibatches each, one step may have drawn nothing to learn from
 DEFAULTS = {"curriculum": "uniform", "acting": "sample", "reward": "none", "selector": "all", "credit": "grpo",
             "objective": "grpo"}  # fmt: skip
 
@@ -19,8 +24,23 @@ def composed(**named):
 
 
 @pytest.fixture(scope="module")
-def cells():
-    return {frozenset(c.pair): c for c in matrix()}
+def ran():
+    """Every pair's cell, and how many updates each composition made that was run."""
+    updates, train = [], etude.lab.matrix.train
+
+    def counted(*args, **options):
+        run = train(*args, **options)
+        updates.append(run.meter["updates"])
+        return run
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("etude.lab.matrix.train", counted)
+        return {frozenset(c.pair): c for c in matrix()}, updates
+
+
+@pytest.fixture
+def cells(ran):
+    return ran[0]
 
 
 def test_every_pair_of_two_slots_is_there_once(cells):
@@ -33,12 +53,19 @@ def test_nothing_crashes_and_no_refusal_comes_too_late(cells):
     assert Counter(c.status for c in cells.values()).keys() == {"runs", "refused"}
 
 
-def test_every_refusal_is_a_line_that_names_a_part(cells):
+def test_what_runs_learns(ran):
+    cells, updates = ran
+    assert len(updates) < len(cells) / 5  # one composition covers many pairs
+    assert min(updates) >= SMALL_STEP
+
+
+def test_every_refusal_is_a_line_about_its_own_pair(cells):
     for cell in cells.values():
         assert (cell.why == "") == (cell.status == "runs")
         assert "\n" not in cell.why
         if cell.why:
-            assert any(f"{kind} {name!r}" in cell.why for kind, name in cell.pair), cell
+            named = [f"{kind} {name!r}" in cell.why for kind, name in cell.pair]
+            assert all(named) or (any(named) and re.search(r" needs [a-z_]+, which nothing here gives", cell.why)), cell
 
 
 @pytest.mark.parametrize(
@@ -48,12 +75,16 @@ def test_every_refusal_is_a_line_that_names_a_part(cells):
         (("curriculum", "sec"), ("credit", "rloo"), "runs", ""),
         (("credit", "none"), ("objective", "nft"), "runs", ""),
         (("acting", "best-of-n"), ("objective", "nll"), "runs", ""),
-        (("credit", "rloo"), ("objective", "nft"), "refused", "it weighs right and wrong answers itself"),
-        (("curriculum", "sec"), ("objective", "nft"), "refused", "advantage"),
+        (("credit", "rloo"), ("objective", "nft"), "refused",
+         "advantage, which credit 'rloo' gives: it weighs right and wrong answers itself"),
+        (("curriculum", "sec"), ("objective", "nft"), "refused", "advantage, which curriculum 'sec' needs"),
         (("acting", "best-of-n"), ("objective", "grpo"), "refused", "selects or bends its samples"),
-        (("selector", "all"), ("objective", "nft"), "refused", "only groups that hold both"),
+        (("acting", "best-of-n"), ("objective", "nft"), "refused", "selects or bends its samples"),
+        (("selector", "all"), ("objective", "nft"), "refused", "tied, which selector 'all' gives"),
+        (("credit", "none"), ("objective", "dapo"), "refused", "'dapo' needs advantage, which nothing here gives"),
+        (("curriculum", "uniform"), ("objective", "dpo"), "refused", "'dpo' needs pairs, which nothing here gives"),
     ],
-)
+)  # fmt: skip
 def test_known_pairs(cells, a, b, status, why):
     cell = cells[frozenset((a, b))]
     assert cell.status == status
@@ -63,6 +94,22 @@ def test_known_pairs(cells, a, b, status, why):
 def test_a_part_that_raises_is_a_crash_and_not_the_end(monkeypatch):
     monkeypatch.setattr("etude.lab.matrix.train", lambda *_, **__: 1 / 0)
     assert attempt(composed(), 1) == ("crashed", "ZeroDivisionError: division by zero")
+
+
+def test_a_failure_is_the_worst_that_came_of_its_pairs(monkeypatch):
+    said = iter([UserError("too late"), None])  # then only crashes
+
+    def train(*_, **__):
+        if error := next(said, ZeroDivisionError("x")):
+            raise error
+
+    monkeypatch.setattr("etude.lab.matrix.train", train)
+    found = matrix()
+    n = Counter(c.status for c in found)
+    assert 0 < n["refused while running"] < 15  # of the first composition's pairs, those that no other holds
+    assert 0 < n["runs"] < 15  # likewise of the second's
+    assert all(c.why == "ZeroDivisionError: x" for c in found if c.status == "crashed")
+    assert counts(found).endswith(f", {n['refused while running']} refused while running, {n['crashed']} crashed")
 
 
 def test_three_parts_may_not_fit_though_two_do():
@@ -83,9 +130,10 @@ def test_the_command_line_runs_what_fits_and_refuses_the_rest(capfd, tmp_path):
 
 
 def test_the_command_prints_counts_and_writes_every_pair(capfd, tmp_path, monkeypatch):
-    some = matrix.__globals__["Cell"]((("credit", "rloo"), ("objective", "nft")), "refused", "no")
-    monkeypatch.setattr("etude.lab.matrix.matrix", lambda steps, told: [some])
+    some = [Cell((("credit", "rloo"), ("objective", "nft")), "refused", "no"),
+            Cell((("credit", "none"), ("objective", "nft")), "runs")]  # fmt: skip
+    monkeypatch.setattr("etude.lab.matrix.matrix", lambda steps, told: some)
     said = runner(capfd)("matrix", "--json", "m.json")
-    assert said.out.endswith("1 pairs: 0 run, 1 refused, 0 refused while running, 0 crashed\n")
-    assert json.loads((tmp_path / "m.json").read_text())[0]["status"] == "refused"
-    assert "steps must be at least 1" in refused(runner(capfd)("matrix", "--steps", "0"))
+    assert said.out.endswith("2 pairs: 1 run, 1 refused, 0 crashed\n")
+    assert [c["status"] for c in json.loads((tmp_path / "m.json").read_text())] == ["refused", "runs"]
+    assert "steps must be at least 1, not 0" in refused(runner(capfd)("matrix", "--steps", "0"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,21 +49,39 @@ def compare(argv: Sequence[str]) -> None:
     if not seeds or workers < 1:
         raise UserError("seeds and jobs must be at least 1")
     from etude.lab.compare import compare as run
+    from etude.lab.compare import plan
     from etude.lab.report import category_rows, plain_report, summary_rows, write_report
     from etude.learning.setting import Common
 
     shared = ("world", "world_options", "policy", "base", "budget", "max_tokens", "eval_every", "eval_problems")
     common = Common(**{name: getattr(flags, name) for name in shared})
-    folder = Path(flags.out) if flags.out else Path("runs") / f"compare-{'-'.join(flags.methods)}"
-    if folder.exists() and not (folder / "report.json").exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds something else than a comparison: name another folder")
+    planned = plan(flags.methods, common, seeds, flags.steps)
+    folder = Path(flags.out) if flags.out else Path("runs") / _name(flags)
+    _make(folder)
     with shown() as told:
-        found = run(flags.methods, common, seeds, flags.steps, workers, told=told)
+        found = run(planned, workers, told=told)
     write_report(found, folder)
     if flags.json:
         print(json.dumps(plain_report(found)))
         return
-    for title, rows in (("final accuracy (95% over seeds) and mean cost", summary_rows(found)),
-                        ("final accuracy by category", category_rows(found))):  # fmt: skip
-        print(f"{title}\n{lines(rows)}\n")
+    print(f"final accuracy (95% over seeds) and mean cost\n{lines(summary_rows(found))}\n")
+    if found.categories:
+        print(f"final accuracy by category\n{lines(category_rows(found))}\n")
     print(f"wrote {folder}/report.html, report.json, curves.csv, finals.csv")
+
+
+def _name(flags: CompareFlags) -> str:
+    """What the folder is called: a world may be the path of a file, or another inside it."""
+    world = re.sub(r"[^\w.-]+", "-", flags.world).strip("-.")
+    return f"compare-{'-'.join(flags.methods)}-{world}"
+
+
+def _make(folder: Path) -> None:
+    """Before the runs, which may take hours, rather than after them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir()) and not (folder / "report.json").exists()
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    if taken:
+        raise UserError(f"{folder} holds something else than a comparison: name another folder")

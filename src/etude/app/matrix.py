@@ -42,11 +42,14 @@ def matrix(argv: Sequence[str]) -> None:
     if flags.json:
         rows = [{"parts": [list(p) for p in c.pair], "status": c.status, "why": c.why} for c in cells]
         write_json(Path(flags.json), rows)
-    counts = Counter(c.status for c in cells)
-    print(
-        f"{len(cells)} pairs: {counts['runs']} run, {counts['refused']} refused, "
-        f"{counts['refused while running']} refused while running, {counts['crashed']} crashed"
-    )
+    print(counts(cells))
+
+
+def counts(cells: Sequence[Cell]) -> str:
+    """The last line: how many pairs run, are refused, were refused too late (where any was), and crashed."""
+    n = Counter(c.status for c in cells)
+    late = f"{n['refused while running']} refused while running, " if n["refused while running"] else ""
+    return f"{len(cells)} pairs: {n['runs']} run, {n['refused']} refused, {late}{n['crashed']} crashed"
 
 
 def grids(cells: Sequence[Cell]) -> str:
@@ -59,9 +62,9 @@ def grids(cells: Sequence[Cell]) -> str:
         if all(c.status == "runs" for c in grid.values()):
             out += [f"{first} x {second}: every pair runs", ""]
             continue
-        columns = list(dict.fromkeys(a for a, _ in grid))
+        columns = sorted({a for a, _ in grid})
         rows = [["", *columns]]
-        for b in dict.fromkeys(b for _, b in grid):
+        for b in sorted({b for _, b in grid}):
             rows.append([b, *(SIGNS[grid[a, b].status] for a in columns)])
         out += [f"{second} (down) x {first} (across)", lines(rows), ""]
         whys |= dict.fromkeys(c.why for c in grid.values() if c.why)

@@ -105,9 +105,12 @@ def check(plugs: Sequence[Plug], law_raw: bool = True, present: Iterable[str] = 
         for need in sorted(p.needs - given):
             raise UserError(f"{p.kind} {p.name!r} needs {need}, which nothing here gives{why}")
         for bad in sorted(p.refuses & given):
-            culprit = next((q for q in plugs if bad in q.gives), None)
+            # Of two that contradict each other, whoever gives it is not at fault: leaving it out would help neither.
+            needing = next((q for q in plugs if bad in q.needs), None)
+            culprit = needing or next((q for q in plugs if bad in q.gives), None)
             source = f"{culprit.kind} {culprit.name!r}" if culprit else "this loop"
-            raise UserError(f"{p.kind} {p.name!r} cannot be used with {bad}, which {source} gives{why}")
+            verb = "needs" if needing else "gives"
+            raise UserError(f"{p.kind} {p.name!r} cannot be used with {bad}, which {source} {verb}{why}")
     tilted = next((p for p in plugs if p.kind == "acting" and p.law == "tilted"), None)
     for p in plugs:
         if p.kind == "acting" or p.law != "raw":

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from etude.experience.claims import Metric
+from etude.experience.claims import BaseRecipe, Metric
 from etude.experience.errors import UserError
 from etude.experience.store import Store
 from etude.lab.jobs import HOME, Job, run_jobs
 from etude.lab.readings import MeanCurve, Reading, mean_curve, read_curve, read_run
 from etude.lab.statistics import Interval, paired
 from etude.learning.group_rl import GroupRL
-from etude.learning.setting import Common, base_recipe, parse_budget
+from etude.learning.setting import Common, base_recipe, parse_budget, world_for
 from etude.methods.api import method
+from etude.methods.options import build
+from etude.policies.zoo import load_policy
+from etude.worlds.oracles import find_oracle
 
 AXES = {"tokens": "sampled", "episodes": "episodes", "seconds": "seconds", "steps": "step"}
 ACCURACY = Metric("evaluation", "accuracy", unit="%")
@@ -29,8 +32,8 @@ ENDLESS = 10**6  # steps, where the budget is what ends a run
 
 @dataclass(frozen=True)
 class Side:
-    """One method: its readings by seed (`accuracy`, and `accuracy/CATEGORY`), its mean curve by axis, and its
-    final accuracy less the first method's, paired by seed (None for the first)."""
+    """One method: its readings by seed (`accuracy`, `accuracy/CATEGORY`, and the `area` under its accuracy), its
+    mean curve by axis, and its final accuracy less the first method's, paired by seed (None for the first)."""
 
     method: str
     readings: tuple[Reading, ...]
@@ -38,7 +41,7 @@ class Side:
     difference: Interval | None
 
     def final(self, metric: str = "accuracy") -> Interval:
-        """The last value of a metric, over seeds."""
+        """A metric of the finished runs, over seeds."""
         return paired([r.values[metric] for r in self.readings])
 
     def cost(self, kind: str) -> float:
@@ -47,53 +50,81 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What was compared, and what came of every method, in the order they were named."""
+class Plan:
+    """What will be compared: of every method, in the order they were named, a run at every seed."""
 
     common: Common
     budget: Mapping[str, float]
     seeds: tuple[int, ...]
+    jobs: Mapping[str, tuple[Job, ...]]
+
+    @property
+    def axis(self) -> str:
+        """What the area under a curve is taken over: what all methods may spend equally, else steps."""
+        return next(iter(self.budget), "step")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of a plan, method by method."""
+
+    plan: Plan
     categories: tuple[str, ...]
     sides: tuple[Side, ...]
 
 
-def compare(
-    slugs: Sequence[str],
-    common: Common,
-    seeds: Sequence[int],
-    steps: int | None = None,
-    workers: int = 1,
-    home: Path = HOME,
-    told: Callable[[str, float, int], None] = lambda phase, over, of: None,
-) -> Comparison:
-    """Runs what is not finished yet and gathers everything.
+def plan(slugs: Sequence[str], common: Common, seeds: Sequence[int], steps: int | None = None) -> Plan:
+    """The runs of a comparison; nothing is run or written.
 
     `steps` goes to every method that has the option. Without it, a budget in `common` is what ends the runs of
-    the group-RL family: their steps are raised beyond it, and what follows their progress follows the budget.
-    Other methods keep their own plan and end with it or with the budget. Raises UserError for fewer than two
-    methods, one named twice, and one that cannot be run.
+    the group-RL family: their steps are raised to ENDLESS, and curricula, which follow the loop's progress, follow
+    the budget. Other methods keep their own plan, since their learning rates are timed by their steps, and end
+    with it or with the budget. Raises UserError for fewer than two methods, one named twice, and what is known
+    not to run: a method, world, policy, option or budget that is none, or a base model in a world that has no
+    oracle to teach it.
     """
     if len(slugs) < 2 or len(set(slugs)) < len(slugs):
         raise UserError(f"compare takes two or more methods, each once, not {' '.join(slugs) or 'none'}")
     budget = parse_budget(common.budget)
-    jobs = {slug: [job(slug, common, seed, steps) for seed in seeds] for slug in slugs}
-    shares: dict[str, float] = {j.digest: 0.0 for of in jobs.values() for j in of}
+    jobs = {slug: tuple(job(slug, common, seed, steps) for seed in seeds) for slug in slugs}
+    taught = find_oracle(world_for(load_policy(common.policy), common)) is not None
+    for slug, (first, *_) in jobs.items():
+        config = method(slug).config
+        build(config, {k: v for k, v in first.options.items() if k == "steps"})
+        if isinstance(first.policy, BaseRecipe) and not taught:
+            raise UserError(
+                f"method {slug!r} cannot be run in world {common.world!r}, which has no oracle to teach its base "
+                "model: name another world, or base=false"
+            )
+    return Plan(common, budget, tuple(seeds), jobs)
+
+
+def compare(
+    plan: Plan,
+    workers: int = 1,
+    home: Path = HOME,
+    told: Callable[[str, float, int], None] = lambda phase, over, of: None,
+) -> Comparison:
+    """Runs what is not finished yet, seed by seed, and gathers everything. Raises UserError where a run fails."""
+    todo = [job for at_seed in zip(*plan.jobs.values(), strict=True) for job in at_seed]
+    shares: dict[str, float] = {j.digest: 0.0 for j in todo}
 
     def heard(job: Job, share: float) -> None:
         shares[job.digest] = share
         told("runs", sum(shares.values()), len(shares))
 
-    run_jobs([j for of in jobs.values() for j in of], home, workers, heard)
-    folders = {slug: [j.folder(home) for j in of] for slug, of in jobs.items()}
-    categories = _categories(folders[slugs[0]][0])
-    metrics = {"accuracy": ACCURACY} | {f"accuracy/{c}": replace(ACCURACY, of=f"accuracy/{c}") for c in categories}
+    run_jobs(todo, home, workers, heard)
+    categories = _categories(todo[0].folder(home))
+    metrics = {"accuracy": ACCURACY, "area": replace(ACCURACY, reduce="area", over=plan.axis)}
+    metrics |= {f"accuracy/{c}": replace(ACCURACY, of=f"accuracy/{c}") for c in categories}
+    over = {name: replace(ACCURACY, over=kind) for name, kind in AXES.items()}
     sides: list[Side] = []
-    for slug in slugs:
-        readings = tuple(read_run(f, metrics, s) for f, s in zip(folders[slug], seeds, strict=True))
-        over = {name: replace(ACCURACY, over=kind) for name, kind in AXES.items()}
-        curves = {name: mean_curve([read_curve(f, m) for f in folders[slug]]) for name, m in over.items()}
+    for slug, jobs in plan.jobs.items():
+        folders = [j.folder(home) for j in jobs]
+        readings = tuple(read_run(f, metrics, s) for f, s in zip(folders, plan.seeds, strict=True))
+        curves = {name: mean_curve([read_curve(f, m) for f in folders]) for name, m in over.items()}
         sides.append(Side(slug, readings, curves, _less(readings, sides[0].readings) if sides else None))
-    return Comparison(common, budget, tuple(seeds), categories, tuple(sides))
+    return Comparison(plan, categories, tuple(sides))
 
 
 def job(slug: str, common: Common, seed: int, steps: int | None) -> Job:

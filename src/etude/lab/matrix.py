@@ -1,7 +1,8 @@
 """Which registered parts fit together: every pair of parts of a group-RL loop, composed and run for two steps.
 
 A pair fits if some composition that holds both passes the check that is made before anything runs; then such
-a composition is run. As few compositions are run as cover all pairs that fit.
+a composition is run. As few compositions are run as cover all pairs that fit; one that fails is held against
+every pair in it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from etude.experience.errors import UserError
 from etude.experience.plugs import Kind, names
@@ -23,7 +24,7 @@ from etude.methods.catalog import load_parts
 Part = tuple[Kind, str]
 Pair = tuple[Part, Part]
 Composition = tuple[Part, ...]  # a part for every slot
-Status = Literal["runs", "refused", "refused while running", "crashed"]
+Status = Literal["runs", "refused", "refused while running", "crashed"]  # from best to worst
 OPTIONS = {"acting": "act", "reward": "shaping"}  # where a slot's option is not called as the slot
 
 # Sums of single digits, of which only the last bit is asked: a table that knows nothing is right half the time.
@@ -55,18 +56,16 @@ def matrix(steps: int = 2, told: Callable[[int, int], None] = lambda over, of: N
             fits.append(composition)
         for pair in combinations(composition, 2):
             reasons.setdefault(pair, Counter())[said] += 1
+    worse = get_args(Status).index
     found: dict[Pair, Cell] = {}
     chosen = list(_cover(fits))
     for i, composition in enumerate(chosen):
         status, why = attempt(composition, steps)
         for pair in combinations(composition, 2):
-            if pair not in found or found[pair].status == "runs":
+            if pair not in found or worse(status) > worse(found[pair].status):
                 found[pair] = Cell(pair, status, why)
         told(i + 1, len(chosen))
-    for pair, said_of in reasons.items():
-        if pair not in found:
-            found[pair] = Cell(pair, "refused", said_of.most_common(1)[0][0])
-    return list(found.values())
+    return [found.get(pair) or Cell(pair, "refused", _reason(pair, said_of)) for pair, said_of in reasons.items()]
 
 
 def refusal(composition: Composition) -> str:
@@ -97,6 +96,12 @@ def attempt(composition: Composition, steps: int) -> tuple[Status, str]:
         except Exception as error:  # whatever a combination that nobody tried raises
             return "crashed", f"{type(error).__name__}: {error}".splitlines()[0]
     return "runs", ""
+
+
+def _reason(pair: Pair, said: Counter[str]) -> str:
+    """Of the lines with which all compositions that hold the pair were refused, one about the pair itself: it names
+    both parts where any does. A third part may well be at fault in most of the others."""
+    return max(said, key=lambda line: (sum(f"{kind} {name!r}" in line for kind, name in pair), said[line]))
 
 
 def _cover(fits: list[Composition]) -> Iterator[Composition]:

@@ -14,7 +14,7 @@ from typing import Any
 from etude.experience.errors import UserError
 from etude.lab.charts import Line, line_chart
 from etude.lab.compare import AXES, Comparison, Side
-from etude.lab.evidence import write_json
+from etude.lab.evidence import plain, write_json
 from etude.lab.statistics import Interval
 
 Row = Sequence[Any]
@@ -36,15 +36,21 @@ def write_report(found: Comparison, folder: Path) -> None:
 
 
 def plain_report(found: Comparison) -> dict[str, Any]:
-    """Everything, as JSON holds it."""
+    """Everything, as JSON holds it: the ends of intervals that are not finite become null."""
+    report: dict[str, Any] = plain(_everything(found))
+    return report
+
+
+def _everything(found: Comparison) -> dict[str, Any]:
     return {
-        "common": asdict(found.common),
-        "budget": dict(found.budget),
-        "seeds": list(found.seeds),
+        "common": asdict(found.plan.common),
+        "budget": dict(found.plan.budget),
+        "seeds": list(found.plan.seeds),
         "methods": [
             {
                 "method": side.method,
                 "final": asdict(side.final()),
+                "area": {"over": found.plan.axis, **asdict(side.final("area"))},
                 "difference": asdict(side.difference) if side.difference else None,
                 "categories": {c: asdict(side.final(f"accuracy/{c}")) for c in found.categories},
                 "runs": [{"seed": r.seed, "values": dict(r.values), "cost": dict(r.cost)} for r in side.readings],
@@ -65,8 +71,8 @@ def curve_rows(found: Comparison) -> Iterator[Row]:
 
 
 def final_rows(found: Comparison) -> Iterator[Row]:
-    """The last accuracies and the costs, a row a run."""
-    metrics = ["accuracy", *(f"accuracy/{c}" for c in found.categories)]
+    """The last accuracies, the area and the costs, a row a run."""
+    metrics = ["accuracy", "area", *(f"accuracy/{c}" for c in found.categories)]
     kinds = costs(found)
     yield "method", "seed", *metrics, *kinds
     for side in found.sides:
@@ -76,12 +82,13 @@ def final_rows(found: Comparison) -> Iterator[Row]:
 
 
 def summary_rows(found: Comparison) -> list[list[str]]:
-    """The final table: accuracy over seeds, difference to the first method, mean costs."""
+    """The final table: accuracy over seeds, difference to the first method, area, mean costs."""
     first, kinds = found.sides[0].method, costs(found)
-    rows = [["method", "accuracy", f"less {first}", *kinds]]
+    rows = [["method", "accuracy", f"less {first}", f"area over {found.plan.axis}", *kinds]]
     for side in found.sides:
         difference = shown(side.difference) if side.difference else ""
-        rows.append([side.method, shown(side.final()), difference, *(f"{side.cost(k):.3g}" for k in kinds)])
+        spent = [f"{side.cost(k):.3g}" for k in kinds]
+        rows.append([side.method, shown(side.final()), difference, shown(side.final("area")), *spent])
     return rows
 
 
@@ -107,9 +114,10 @@ def shown(i: Interval) -> str:
 
 def html(found: Comparison) -> str:
     """One page: the tables, and the curves against every axis."""
-    title = f"{', '.join(s.method for s in found.sides)} on {found.common.world}"
-    caps = ", ".join(f"{kind} {cap:g}" for kind, cap in found.budget.items()) or "each method's own steps"
-    seeds = ", ".join(map(str, found.seeds))
+    common = found.plan.common
+    title = f"{', '.join(s.method for s in found.sides)} on {common.world}"
+    caps = ", ".join(f"{kind} {cap:g}" for kind, cap in found.plan.budget.items()) or "the methods' steps"
+    seeds = ", ".join(map(str, found.plan.seeds))
     charts = [
         line_chart(
             [_line(s, axis) for s in found.sides],
@@ -125,12 +133,11 @@ def html(found: Comparison) -> str:
             '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n<h1>{escape(title)}</h1>",
-            f"<p>Policy {escape(found.common.policy)}, seeds {seeds}, budget: {escape(caps)}. Intervals at 95% over "
+            f"<p>Policy {escape(common.policy)}, seeds {seeds}, budget: {escape(caps)}. Intervals at 95% over "
             "seeds. Every method with its own hyperparameters: a comparison, not a claim.</p>",
             "<h2>Final accuracy and cost</h2>",
             _html_table(summary_rows(found)),
-            "<h2>By category</h2>",
-            _html_table(category_rows(found)),
+            *(["<h2>By category</h2>", _html_table(category_rows(found))] if found.categories else []),
             "<h2>Learning curves</h2>",
             *charts,
             "</html>\n",

@@ -137,7 +137,7 @@ def setting(run: Run, common: Common, start: Start = "base") -> Setting:
     """Builds what `common` names. `start` says what a policy with random weights is first made into:
     "base" (taught until mediocre, see `BaseRecipe`) or "random"."""
     policy: Any = starting_policy(run, common, start)  # adapters fit some of the policies and refuse the others
-    world = load_world(common.world, **{"notation": policy.tokenizer.notation, **parse_options(common.world_options)})
+    world = world_for(policy, common)
     if common.lora.rank:
         from etude.policies.adapters import add_lora
 
@@ -154,6 +154,11 @@ def starting_policy(run: Run, common: Common, start: Start) -> Policy:
     recipe = base_recipe(common) if start == "base" else None
     name = common.policy if recipe is None else str(base(recipe, run.seed, run.reporter))
     return load_policy(name, run.keys.at("init"), device=common.device)
+
+
+def world_for(policy: Policy, common: Common) -> World:
+    """The world, in the notation that the policy reads where it has several and none is asked for."""
+    return load_world(common.world, **{"notation": policy.tokenizer.notation, **parse_options(common.world_options)})
 
 
 def base_recipe(common: Common) -> BaseRecipe | None:
