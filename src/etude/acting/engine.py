@@ -24,7 +24,7 @@ from etude.experience.protocols import Limits, Policy
 from etude.experience.types import RAW, Call, Ids, Law, given_call
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     policy: Policy,
     contexts: Sequence[Ids],

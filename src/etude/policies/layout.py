@@ -71,8 +71,9 @@ class Layout:
         """[padded, ...] -> [T, ...]."""
         return x if self.slot is None else x.index_select(0, self.slot)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention within rows: q [T, H, d], k and v [T, Hk, d] -> [T, H, d]."""
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+        """Attention within rows: q [T, H, d], k and v [T, Hk, d] -> [T, H, d]; scores are scaled by d^-0.5 unless told
+        otherwise."""
         cuts = [b.rows * b.width for b in self.blocks]
         parts = []
         for block, *qkv in zip(self.blocks, *(self.pad(x).split(cuts) for x in (q, k, v)), strict=True):
@@ -83,6 +84,7 @@ class Layout:
                 value,
                 attn_mask=block.mask,
                 is_causal=self.causal and block.mask is None,
+                scale=scale,
                 enable_gqa=k.shape[1] != q.shape[1],
             )
             parts.append(mixed.transpose(1, 2).flatten(0, 1))
