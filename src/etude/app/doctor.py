@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -67,15 +66,16 @@ def machine() -> dict[str, Any]:
     """Cores, accelerator, and measured speed: arithmetic from a large product, memory from a large copy."""
     import torch
 
-    a = torch.randn(1024, 1024)
-    b = torch.empty(1 << 25)
+    from etude.lab.bench.case import machine as measure
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    found = measure()
     return {
         "cores": os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
+        "threads": found.threads,
         "accelerator": device,
-        "gflops": round(2 * 1024**3 / _fastest(lambda: a @ a) / 1e9, 1),
-        "copy_gb_per_s": round(2 * b.nbytes / _fastest(lambda: b.clone()) / 1e9, 1),
+        "gflops": round(found.flops / 1e9, 1),
+        "copy_gb_per_s": round(found.bytes / 1e9, 1),
     }
 
 
@@ -84,19 +84,9 @@ def machine_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("cores", f"{found['cores']} ({found['threads']} threads in use)"),
         ("accelerator", found["accelerator"]),
-        ("arithmetic", f"{found['gflops']} GFLOP/s in float32 (product of 1024 x 1024 matrices)"),
-        ("memory", f"{found['copy_gb_per_s']} GB/s (copy of 128 MiB, read and written)"),
+        ("arithmetic", f"{found['gflops']} GFLOP/s in float32 (product of 2048 x 2048 matrices)"),
+        ("memory", f"{found['copy_gb_per_s']} GB/s (copy of 256 MiB, read and written)"),
     ]
-
-
-def _fastest(work: Any, repeats: int = 5) -> float:
-    """Seconds of the fastest of a few runs."""
-    best = float("inf")
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - began)
-    return best
 
 
 def _version(name: str) -> str:

@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": ("compare", "METHOD METHOD ... [--budget tokens=N]", "methods side by side, on equal terms"),
     "matrix": ("matrix", "[--json FILE]", "which parts fit together, by running every pair"),
     "evidence": ("evidence", "[--write] [--json]", "what every method's claim gave"),
+    "bench": ("bench", "[engine | learner | grpo | load | scale] [--json FILE]", "speed against TRL and transformers"),
     "view": ("view.command", "[FOLDER] [--port N]", "runs, trajectories and the catalogue in a browser"),
     "doctor": ("doctor", "[--json]", "what is installed, what is missing, how fast this machine is"),
     "completion": ("completion", "bash | zsh", "a script that completes commands in a shell"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from etude.experience.errors import UserError
 from etude.experience.types import Ids
-from etude.policies.fused import fused
+from etude.policies.fused import Fused, fused
 from etude.policies.layout import Layout
 from etude.policies.transformer import Transformer
 from etude.policies.trunk import Trunk, left_mask
@@ -57,8 +57,9 @@ class CacheDecoder:
         for r, u in enumerate(rows):
             if not 0 < len(ids[u]) <= limit:
                 raise UserError(f"context {r} has {len(ids[u])} tokens: a context has 1 to {limit} for this policy")
-        net = fused(self.model)
-        self.net, self.scale = (net, 1.0) if net else (self.model, self.model.shape.head_dim**-0.5)
+        small = fused(self.model)
+        self.net: Fused | Transformer = small or self.model
+        self.scale = 1.0 if small else self.model.shape.head_dim**-0.5  # of scores; fused queries are scaled
         sizes = [len(i) for i in ids]
         self.end, self.trunk = max(sizes), None
         self.lengths = torch.tensor(sizes, device=self.device)
@@ -129,7 +130,7 @@ class CacheDecoder:
         return self.head(states).float()
 
     def _slide(self) -> None:
-        """Makes room where every row has some before its start, as after rewinding. Raises ValueError if one has none."""
+        """Makes room where every row has some before its start, as after rewinding. Raises ValueError if not."""
         free = int(self.start.min())
         if not free:
             raise ValueError(f"no room for another token: a row holds {self.end} of {self.capacity}")

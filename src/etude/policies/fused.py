@@ -9,12 +9,13 @@ complex product; scores do not feel it, because queries and keys are interleaved
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etude.policies.transformer import MLP, Attention, Embed, Layer, Mix, Transformer, rotary_angles
+from etude.policies.transformer import MLP, Attention, Embed, Layer, Mix, Shape, Transformer, rotary_angles
 
 PLAIN = (Transformer, Embed, nn.ModuleList, Layer, Attention, MLP, nn.Linear, nn.RMSNorm)
 LARGEST = 2**24  # weights; beyond, arithmetic and memory dwarf the calls, and a copy would cost more than it saves
@@ -33,24 +34,25 @@ class _Layer:
     gain: Tensor | None
 
     @classmethod
-    def of(cls, layer: Layer, heads: int, kv_heads: int) -> _Layer:
+    def of(cls, layer: Layer, shape: Shape) -> _Layer:
         attn, mlp = layer.self_attn, layer.mlp
         scale = attn.head_dim**-0.5
         projections = (attn.q_proj, attn.k_proj, attn.v_proj)
         parts = [p.weight * layer.input_layernorm.weight for p in projections]
-        biases = [p.bias for p in projections]
+        biases: list[Tensor] = [p.bias for p in projections if p.bias is not None]
         gain = None
         if attn.qk_norm:  # scaled after the norm, not before
-            gains = (attn.q_norm.weight * scale).expand(heads, -1), attn.k_norm.weight.expand(kv_heads, -1)
-            gain = _interleave(torch.cat(gains).flatten(), attn.head_dim).unflatten(0, (heads + kv_heads, -1))
+            gains = (attn.q_norm.weight * scale).repeat(shape.heads), attn.k_norm.weight.repeat(shape.kv_heads)
+            gain = _interleave(torch.cat(gains), attn.head_dim).unflatten(0, (-1, attn.head_dim))
         else:
-            parts[0], biases[0] = parts[0] * scale, None if biases[0] is None else biases[0] * scale
+            for x in (parts, biases):
+                x[:1] = [p * scale for p in x[:1]]
         for x in (parts, biases):
-            x[:2] = [None if p is None else _interleave(p, attn.head_dim) for p in x[:2]]
+            x[:2] = [_interleave(p, attn.head_dim) for p in x[:2]]
         mlp_gain = layer.post_attention_layernorm.weight
         return cls(
             torch.cat(parts),
-            None if biases[0] is None else torch.cat(biases),
+            torch.cat(biases) if biases else None,
             attn.o_proj.weight.t(),
             torch.cat((mlp.gate_proj.weight * mlp_gain, mlp.up_proj.weight * mlp_gain)),
             mlp.down_proj.weight.t(),
@@ -65,7 +67,7 @@ class Fused:
     @torch.no_grad()
     def __init__(self, model: Transformer) -> None:
         self.model, self.shape = model, model.shape
-        self.layers = [_Layer.of(layer, model.shape.heads, model.shape.kv_heads) for layer in model.layers]
+        self.layers = [_Layer.of(cast(Layer, layer), model.shape) for layer in model.layers]
         angle = rotary_angles(model.shape, model.norm.weight.device)
         self.turn = torch.polar(torch.ones_like(angle), angle)  # complex64[limit, d / 2]
 
