@@ -66,6 +66,7 @@ class Endpoint:
         self.url, self.timeout = base_url(url), timeout
         self._key = key
         self._http = httpx
+        self._trust = httpx.create_ssl_context()  # once: reading the certificates takes longer than a short answer
 
     def model(self, name: str | None) -> Served:
         """The model called `name`, or the only one that is no adapter. Raises UserError, with the names there are."""
@@ -92,7 +93,7 @@ class Endpoint:
         """The answer to one request, whatever its status (but for a refused key, or one that stays busy)."""
 
         async def one() -> httpx.Response:
-            async with self._client(1) as client:
+            async with self._client() as client:
                 return await self._send(client, method, path, body, tries)
 
         return _run(one())
@@ -101,19 +102,23 @@ class Endpoint:
         """What the server answers, as JSON, to each body in order; at most `concurrency` are under way at once.
         The first that fails ends them all."""
 
-        async def one(client: httpx.AsyncClient, gate: asyncio.Semaphore, body: Mapping[str, Any]) -> Any:
-            async with gate:
-                return self.answer(await self._send(client, "POST", path, body, TRIES))
+        found: list[Any] = [None] * len(bodies)
+        left = iter(enumerate(bodies))
+
+        async def worker() -> None:
+            # A client each: a shared one would look through all its connections for every request.
+            async with self._client() as client:
+                for i, body in left:
+                    found[i] = self.answer(await self._send(client, "POST", path, body, TRIES))
 
         async def every() -> list[Any]:
-            gate = asyncio.Semaphore(concurrency)
-            async with self._client(concurrency) as client:
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        tasks = [group.create_task(one(client, gate, body)) for body in bodies]
-                except BaseExceptionGroup as failed:
-                    raise failed.exceptions[0] from None
-            return [task.result() for task in tasks]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(concurrency, len(bodies))):
+                        group.create_task(worker())
+            except BaseExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+            return found
 
         return _run(every())
 
@@ -142,12 +147,12 @@ class Endpoint:
     def __str__(self) -> str:
         return f"server {self.url}"
 
-    def _client(self, connections: int) -> httpx.AsyncClient:
+    def _client(self) -> httpx.AsyncClient:
         http = self._http
         return http.AsyncClient(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=http.Timeout(self.timeout, connect=CONNECT, pool=None),
-            limits=http.Limits(max_connections=connections, max_keepalive_connections=connections),
+            verify=self._trust,
+            timeout=http.Timeout(self.timeout, connect=CONNECT),
         )
 
     async def _send(

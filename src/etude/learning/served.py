@@ -25,10 +25,11 @@ from etude.experience.protocols import Limits
 from etude.experience.types import Call, Ids, Law
 from etude.feedback.score import score
 from etude.learning.run import Run
-from etude.policies.adapters import adapter_tensors, save_adapter
+from etude.policies.adapters import adapter_off, adapter_tensors, save_adapter
 
 SAMPLE = 8  # rows that tell whether the server acts with the policy's weights
 GAP = 0.5  # nats a token that its log-probabilities may differ from the policy's, in the mean of their sizes
+NOTICED, CLOSER = 0.01, 3.0  # nats, and a ratio of two such means
 
 
 class ServedAdapter:
@@ -68,21 +69,35 @@ class ServedAdapter:
 
     def check(self, calls: Sequence[Call], meter: Meter | None) -> None:
         """Compares a few of the first calls of each version with the policy's own scores of them, and logs
-        `server_gap`, the mean |difference| of their log-probabilities in nats. Raises UserError above `GAP`: then it
-        is another model, or another adapter, that acts. Charges `scored`."""
+        `server_gap`, the mean |difference| of their log-probabilities in nats. Charges `scored`.
+
+        Raises UserError where another model acts (a gap above `GAP`), or the model without the adapter (a gap above
+        `NOTICED`, and above `CLOSER` times the one to the policy without its adapter).
+        """
         known = [c for c in calls if len(c.out) and not np.isnan(c.logp_raw).any()]
         if self._checked or not known:
             return
         few = known[:: -(-len(known) // SAMPLE)]
-        own = score(self.policy, [c.context for c in few], [c.out for c in few], meter=meter)
-        gap = float(np.abs(np.concatenate([c.logp_raw for c in few]) - np.concatenate(own)).mean(dtype=np.float64))
+        gap = self._gap(few, meter)
+        with adapter_off(self.policy):
+            bare = self._gap(few, meter)
         self.run.log({"server_gap": gap})
+        endpoint, model = self.agent.endpoint, self.agent.model
         if not gap <= GAP:
             raise UserError(
-                f"{self.agent.endpoint} gives its tokens other log-probabilities than the policy, by {gap:.2f} nats in "
-                f"the mean (at most {GAP}): is its model {self.agent.model!r} of the same checkpoint as --policy?"
+                f"{endpoint} gives its tokens other log-probabilities than the policy, by {gap:.2f} nats in the mean "
+                f"(at most {GAP}): is its model {model!r} of the same checkpoint as --policy?"
+            )
+        if gap > max(NOTICED, CLOSER * bare):
+            raise UserError(
+                f"{endpoint} acts as the policy does without its adapter ({bare:.3f} nats apart, with it {gap:.3f}): "
+                "it answered that the adapter was loaded, but does not use it"
             )
         self._checked = True
+
+    def _gap(self, calls: Sequence[Call], meter: Meter | None) -> float:
+        own = score(self.policy, [c.context for c in calls], [c.out for c in calls], meter=meter)
+        return float(np.abs(np.concatenate([c.logp_raw for c in calls]) - np.concatenate(own)).mean(dtype=np.float64))
 
     def _read(self) -> bytes:
         """A digest of the adapter's weights, so that whatever changes them is noticed."""
