@@ -53,7 +53,9 @@ def generate(
     that are none, and FloatingPointError if a distribution holds NaN.
     """
     laws.check(law)
-    _check(policy, contexts, keys, limits, max_rows)
+    check(policy.limit, contexts, keys, limits)
+    if max_rows < 1:
+        raise UserError(f"max_rows {max_rows} is below 1")
     if processors:
         names = tuple(str(getattr(p, "__name__", type(p).__name__)) for p in processors)
         law = replace(law, tilt=law.tilt + names)
@@ -71,19 +73,18 @@ def generate(
     return [calls[i] for i in range(len(contexts))]
 
 
-def _check(policy: Policy, contexts: Sequence[Ids], keys: Sequence[Keys], limits: Limits, max_rows: int) -> None:
+def check(limit: int, contexts: Sequence[Ids], keys: Sequence[Keys], limits: Limits) -> None:
+    """Raises UserError for what cannot be continued by a policy whose sequences hold `limit` tokens."""
     if len(contexts) != len(keys):
         raise ValueError(f"{len(keys)} keys for {len(contexts)} contexts")
     if limits.max_tokens < 1:
         raise UserError(f"max_tokens {limits.max_tokens} is below 1")
     if "" in limits.stop:
         raise UserError("a stop string may not be empty")
-    if max_rows < 1:
-        raise UserError(f"max_rows {max_rows} is below 1")
     for i, context in enumerate(contexts):
         if not len(context):
             raise UserError(f"context {i} is empty: begin with a start token")
-        if len(context) > policy.limit:
+        if len(context) > limit:
             raise UserError(
-                f"prompt {i} has {len(context)} tokens, but the policy's limit is {policy.limit}: shorten the prompt"
+                f"prompt {i} has {len(context)} tokens, but the policy's limit is {limit}: shorten the prompt"
             )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from etude.acting.endpoint import Server
 from etude.app.flags import parse
 from etude.app.progress import in_parts
 from etude.experience.errors import UserError
@@ -24,7 +25,7 @@ Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
 class EvalFlags:
     """Held-out accuracy of a policy on a world."""
 
-    policy: PolicyName  # a name of the zoo, a checkpoint, or a run directory
+    policy: PolicyName  # a name of the zoo, a checkpoint, or a run directory; of a served model, for its tokenizer
     world: str = "chain_sum"  # a world's name, or a data file; see `etude list --worlds`
     world_options: tuple[str, ...] = ()  # name=value, e.g. min_terms=2
     problems: int = 100  # of the held-out split
@@ -32,6 +33,7 @@ class EvalFlags:
     temperature: float = 1.0  # of sampling; 0: greedy
     max_tokens: int = 256  # longest answer
     seed: int = 0  # of every random stream
+    server: Server = field(default_factory=Server)
     json: bool = False  # print the result for a program
 
 
@@ -43,21 +45,25 @@ def eval(argv: Sequence[str]) -> None:
             raise UserError(f"{name} must be at least 1, not {getattr(flags, name)}")
     from etude.acting.agent import PolicyAgent
     from etude.acting.sample import sample
+    from etude.acting.server import connect
     from etude.audits.evaluate import evaluate
     from etude.experience.keys import Keys
-    from etude.experience.protocols import Limits
+    from etude.experience.protocols import Agent, Limits
     from etude.experience.types import Law
     from etude.learning.setting import acting_for, parse_options
     from etude.policies.zoo import load_policy
     from etude.worlds.registry import load_world
 
     keys = Keys(flags.seed)
-    policy = load_policy(_checkpoint(flags.policy), keys.at("init"))
-    world = load_world(flags.world, notation=policy.tokenizer.notation, **parse_options(flags.world_options))
-    law = Law(temperature=flags.temperature)
-    roles = {"actor": PolicyAgent(policy, "actor", law, Limits(max_tokens=flags.max_tokens))}
+    law, limits = Law(temperature=flags.temperature), Limits(max_tokens=flags.max_tokens)
+    actor: Agent
+    if flags.server.url is None:
+        actor = PolicyAgent(load_policy(_checkpoint(flags.policy), keys.at("init")), "actor", law, limits)
+    else:
+        actor = connect(flags.server, _tokenizer(flags.policy), law=law, limits=limits)
+    world = load_world(flags.world, notation=actor.tokenizer.notation, **parse_options(flags.world_options))
     with in_parts(acting_for(world, sample, room=flags.max_tokens), flags.world) as act:
-        found = evaluate(roles, world, "test", flags.problems, flags.samples, act, keys.at("evaluate"))
+        found = evaluate({"actor": actor}, world, "test", flags.problems, flags.samples, act, keys.at("evaluate"))
     print(json.dumps(found.to_json()) if flags.json else found)
 
 
@@ -142,6 +148,15 @@ def _export_policy(name: str, target: Path) -> None:
     if isinstance(policy, TablePolicy):
         raise UserError(f"{name} is a table, not a model that Hugging Face has: export its log (.jsonl, .parquet)")
     save_policy(merged(policy) if adapted(policy) else policy, target)
+
+
+def _tokenizer(name: str) -> Any:
+    """A policy's tokenizer, without its weights where it is a folder or file."""
+    from etude.policies.tokenizers import load_tokenizer
+    from etude.policies.zoo import load_policy
+
+    path = _checkpoint(name)
+    return load_tokenizer(path) if Path(path).exists() else load_policy(path).tokenizer
 
 
 def _checkpoint(name: str) -> str:

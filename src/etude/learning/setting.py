@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from etude.acting.agent import PolicyAgent
+from etude.acting.endpoint import Server
 from etude.acting.episodes import episodes
 from etude.acting.sample import sample
 from etude.audits.evaluate import evaluate
@@ -18,10 +19,11 @@ from etude.audits.report import Evaluation
 from etude.experience.claims import BaseRecipe
 from etude.experience.errors import UserError, unknown
 from etude.experience.meter import KINDS, Meter
-from etude.experience.protocols import Acting, Clock, Interactive, Limits, Policy, Roles, Score, World
+from etude.experience.protocols import Acting, Agent, Clock, Interactive, Limits, Policy, Roles, Score, World
 from etude.experience.types import RAW, Law
 from etude.learning.base import base
 from etude.learning.run import Run
+from etude.learning.served import ServedAdapter
 from etude.learning.weights import Weights
 from etude.policies.zoo import load_policy, sized
 from etude.worlds.registry import load_world
@@ -52,6 +54,7 @@ class Common:
     base_high: float = 0.40  # ... and at most this
     seed: int = 0  # of every random stream
     lora: Lora = field(default_factory=Lora)
+    server: Server = field(default_factory=Server)
     max_tokens: int = 64  # longest answer
     temperature: float = 1.0  # of sampling while learning
     reward: tuple[str, ...] = ()  # reward functions, module:function or file.py:function
@@ -72,6 +75,11 @@ class Common:
             raise UserError(f"eval_every must be at least 0, not {self.eval_every}")
         if not 0 <= self.base_low < self.base_high <= 1:
             raise UserError(f"base_low must be a share below base_high, not {self.base_low} and {self.base_high}")
+        if self.server.url is not None and not self.lora.rank:
+            raise UserError(
+                "a server's weights cannot be changed over its protocol, only its adapter: "
+                "train one (--lora.rank 16), or leave out --server.url"
+            )
         for name in ("max_tokens", "eval_problems", "eval_samples", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -87,6 +95,7 @@ class Setting:
     policy: Policy
     score: Score
     start: Start
+    served: ServedAdapter | None = None  # where a server acts in the policy's place
 
     @property
     def law(self) -> Law:
@@ -107,7 +116,12 @@ class Setting:
 
     def roles(self) -> Roles:
         """The policy as the actor."""
-        return {"actor": PolicyAgent(self.policy, "actor", self.law, self.limits, self.run.meter)}
+        return {"actor": self._actor(self.law, self.run.meter)}
+
+    def _actor(self, law: Law, meter: Meter | None = None) -> Agent:
+        if self.served is not None:
+            return self.served.actor(law, self.limits, meter)
+        return PolicyAgent(self.policy, "actor", law, self.limits, meter)
 
     def reference(self) -> Policy:
         """The policy as the run began, frozen: loaded anew, so that a resumed run has the same one."""
@@ -119,7 +133,7 @@ class Setting:
     def evaluate(self) -> Evaluation:
         """Held-out accuracy now, sampled at temperature 1. The same problems and the same streams
         every time; nothing is charged to the run."""
-        roles = {"actor": PolicyAgent(self.policy, "actor", RAW, self.limits)}
+        roles = {"actor": self._actor(RAW)}
         return evaluate(
             roles, self.world, "test", self.common.eval_problems, self.common.eval_samples,
             acting_for(self.world, sample, room=self.common.max_tokens),
@@ -143,10 +157,11 @@ def setting(run: Run, common: Common, start: Start = "base") -> Setting:
 
         policy = add_lora(policy, common.lora.rank, common.lora.alpha, keys=run.keys.at("lora"))
     run.track("policy", Weights(policy))
+    served = ServedAdapter(common.server, policy, run) if common.server.url is not None else None
     score: Score = world.score
     if common.reward:
         score = Rewards(common.reward, verifier=world.score, seconds=common.reward_seconds)
-    return Setting(run, common, world, policy, score, start)
+    return Setting(run, common, world, policy, score, start, served)
 
 
 def starting_policy(run: Run, common: Common, start: Start) -> Policy:

@@ -73,6 +73,11 @@ def adapted(policy: nn.Module) -> bool:
     return bool(_places(policy))
 
 
+def adapter_tensors(policy: LM | ForeignLM) -> dict[str, Tensor]:
+    """The adapter's parameters, by their names in PEFT's files; empty where there is none."""
+    return _tensors(_root(policy))
+
+
 def merged(policy: P) -> P:
     """A copy with the adapter added into the weights, all of which learn again."""
     copy = deepcopy(policy)
