@@ -212,9 +212,10 @@ def full_logits(lm: LM, rows: list[list[int]]) -> torch.Tensor:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([0, 2**30]), st.sampled_from([0, 2**30]))
-def test_decoder_equals_forward_whatever_is_done_to_its_rows(seed, worth_sharing, fused_up_to):
+@given(st.integers(0, 10**6), st.sampled_from([0, 2**30]), st.sampled_from([0, 2**30]), st.sampled_from([1, 2**30]))
+def test_decoder_equals_forward_whatever_is_done_to_its_rows(seed, worth_sharing, fused_up_to, worth_apart):
     with pytest.MonkeyPatch.context() as m:
+        m.setattr("etude.policies.cache.WORTH_APART", worth_apart)
         m.setattr("etude.policies.cache.WORTH_SHARING", worth_sharing)
         m.setattr("etude.policies.fused.LARGEST", fused_up_to)
         _play(seed)
@@ -223,7 +224,8 @@ def test_decoder_equals_forward_whatever_is_done_to_its_rows(seed, worth_sharing
 def _play(seed):
     rng = Keys(seed).numpy()
     lm = tiny(Shape(**{**SHAPE.__dict__, "qkv_bias": bool(seed % 2), "qk_norm": seed % 3 == 0}))
-    rows = [rng.integers(0, VOCAB, n).tolist() for n in rng.integers(1, 20, 4)]
+    begin = rng.integers(0, VOCAB, rng.integers(0, 9)).tolist()
+    rows = [begin + rng.integers(0, VOCAB, n).tolist() for n in rng.integers(1, 20, 4)]
     rows.append(list(rows[0]))  # a repeated context is run once
     decoder = lm.decoder()
     logits = decoder.prefill([np.array(r, np.int32) for r in rows], room=24)

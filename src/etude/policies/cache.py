@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from etude.experience.errors import UserError
+from etude.experience.shards import common_prefix
 from etude.experience.types import Ids
 from etude.policies.fused import Fused, fused
 from etude.policies.layout import Layout
 from etude.policies.transformer import Transformer
 from etude.policies.trunk import Trunk, left_mask
 
+_Pair = tuple[Tensor, Tensor]
 PREFILL_TOKENS = 8192  # tokens of contexts run through the model at once
+WORTH_APART = 64  # tokens that running a common beginning by itself must save
 WORTH_SHARING = 2**19  # numbers of a layer's cache that sharing must save; below, a copy is read faster than two parts
 
 
@@ -66,8 +69,10 @@ class CacheDecoder:
         self.start = self.end - self.lengths
         self._allocate(len(ids), self.end + room)
         last = torch.empty(len(ids), self.model.shape.width, dtype=self.keys[0].dtype, device=self.device)
-        for chunk in _chunks(sizes):
-            last[chunk] = self._run(ids, chunk)
+        shared = _common(ids)
+        before = self._run_shared(ids[0][:shared]) if shared else None
+        for chunk in _chunks([size - shared for size in sizes]):
+            last[chunk] = self._run(ids, chunk, shared, before)
         where = torch.tensor(rows, device=self.device)
         if len(rows) > len(ids):
             self.select(where)
@@ -84,21 +89,39 @@ class CacheDecoder:
             for kept in (*self.keys, *self.values):
                 kept[:, :, : int(self.start.max())] = 0
 
-    def _run(self, ids: list[Ids], chunk: list[int]) -> Tensor:
-        """Fills the cache for these rows and returns their last hidden states, [r, D]."""
-        lengths = torch.tensor([len(ids[i]) for i in chunk], device=self.device)
+    def _run(self, ids: list[Ids], chunk: list[int], shared: int, before: list[_Pair] | None) -> Tensor:
+        """Fills the cache for what these rows have after their first `shared` tokens, whose keys and values are
+        `before`; returns the rows' last hidden states, [r, D]."""
+        lengths = torch.tensor([len(ids[i]) - shared for i in chunk], device=self.device)
         layout = Layout(lengths)
         row = torch.repeat_interleave(torch.tensor(chunk, device=self.device), lengths)
-        column = layout.positions + self.start[row]
+        positions = layout.positions + shared
+        column = positions + self.start[row]
 
         def mix(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.keys[layer][row, :, column] = k
             self.values[layer][row, :, column] = v
+            return layout(layer, q, k, v, self.scale, None if before is None else before[layer])
+
+        tokens = torch.from_numpy(np.concatenate([ids[i][shared:] for i in chunk]).astype(np.int64)).to(self.device)
+        states: Tensor = self.net(tokens, positions, mix)
+        return states[torch.cumsum(lengths, 0) - 1]
+
+    def _run_shared(self, ids: Ids) -> list[_Pair]:
+        """Runs what all rows begin with once, and gives every row a copy: keys and values [c, Hk, d] of each layer."""
+        layout = Layout(torch.tensor([len(ids)], device=self.device))
+        row = torch.arange(len(self.start), device=self.device)[:, None]
+        column = self.start[:, None] + layout.positions
+        found: list[_Pair] = []
+
+        def mix(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            found.append((k, v))
+            self.keys[layer][row, :, column] = k
+            self.values[layer][row, :, column] = v
             return layout(layer, q, k, v, self.scale)
 
-        tokens = torch.from_numpy(np.concatenate([ids[i] for i in chunk]).astype(np.int64)).to(self.device)
-        states: Tensor = self.net(tokens, layout.positions, mix)
-        return states[torch.cumsum(lengths, 0) - 1]
+        self.net(torch.from_numpy(ids.astype(np.int64)).to(self.device), layout.positions, mix)
+        return found
 
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
@@ -202,6 +225,12 @@ class CacheDecoder:
             new[:, :, columns : columns + self.end] = kept[:, :, : self.end]
             new[row, :, place] = shared[trunk.group].transpose(1, 2)
         self.end += columns
+
+
+def _common(ids: list[Ids]) -> int:
+    """How many tokens all contexts begin with, short of the last of any; 0 where running them once saves little."""
+    shared = min([len(i) - 1 for i in ids] + [common_prefix(ids[0], i) for i in ids[1:]])
+    return shared if shared * (len(ids) - 1) >= WORTH_APART else 0
 
 
 def _chunks(sizes: list[int]) -> list[list[int]]:

@@ -71,19 +71,35 @@ class Layout:
         """[padded, ...] -> [T, ...]."""
         return x if self.slot is None else x.index_select(0, self.slot)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None = None,
+        before: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Attention within rows: q [T, H, d], k and v [T, Hk, d] -> [T, H, d]; scores are scaled by d^-0.5 unless told
-        otherwise."""
+        otherwise. `before` are keys and values [c, Hk, d] that every row, causal and unbranched, begins with."""
         cuts = [b.rows * b.width for b in self.blocks]
         parts = []
         for block, *qkv in zip(self.blocks, *(self.pad(x).split(cuts) for x in (q, k, v)), strict=True):
             query, key, value = (x.unflatten(0, (block.rows, block.width)).transpose(1, 2) for x in qkv)
+            mask = block.mask
+            if before is not None:
+                key, value = (
+                    torch.cat((b.transpose(0, 1).expand(block.rows, -1, -1, -1), x), 2)
+                    for b, x in zip(before, (key, value), strict=True)
+                )
+                mask = torch.ones(block.width, key.shape[2], dtype=torch.bool, device=q.device)
+                mask = mask.tril(key.shape[2] - block.width)
             mixed = F.scaled_dot_product_attention(
                 query,
                 key,
                 value,
-                attn_mask=block.mask,
-                is_causal=self.causal and block.mask is None,
+                attn_mask=mask,
+                is_causal=self.causal and mask is None,
                 scale=scale,
                 enable_gqa=k.shape[1] != q.shape[1],
             )

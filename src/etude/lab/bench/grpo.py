@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -29,8 +30,21 @@ from etude.policies.tokenizers import CharTokenizer
 from etude.policies.zoo import load_policy, save_policy
 from etude.worlds.registry import load_world
 
-P, G, TOKENS, STEPS, BLOCKS = 8, 8, 64, 6, 3
-WORLD = "chain_sum"
+WORLD, BLOCKS = "chain_sum", 3  # blocks of steps of each side
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both sides are told."""
+
+    problems: int = 8
+    members: int = 8
+    tokens: int = 64  # longest answer
+    steps: int = 6  # of a block, whose first is not timed
+    lr: float = 1e-4
+
+
+SIZE = Settings()
 
 
 def grpo(machine: Machine) -> Iterator[Case]:
@@ -42,19 +56,23 @@ def grpo(machine: Machine) -> Iterator[Case]:
     for _ in range(BLOCKS):
         ours += own_steps(lm)
         theirs += their_steps(lm)
-    prompt = sum(len(lm.tokenizer.prompt(p.prompt)) for p in problems(load_world(WORLD, notation="compact"))) / P
-    written = P * G * TOKENS
-    floor = machine.floor(matrix_flops(lm.shape) * (written + 3 * (written + P * G * prompt)))
+    rows = SIZE.problems * SIZE.members
+    prompts = SIZE.members * sum(len(lm.tokenizer.prompt(p.prompt)) for p in problems(load_world(WORLD)))
+    floor = machine.floor(matrix_flops(lm.shape) * (rows * SIZE.tokens + 3 * (rows * SIZE.tokens + prompts)))
     yield Case(
-        f"GRPO step, tiny, {P} prompts x {G} samples x {TOKENS} tokens", "TRL GRPOTrainer", tuple(ours), tuple(theirs),
+        f"GRPO step, tiny, {SIZE.problems} prompts x {SIZE.members} samples x {SIZE.tokens} tokens", "TRL GRPOTrainer",
+        tuple(ours), tuple(theirs),
         2.0, floor=floor, same=f"loss and gradient within {gap:.0e}",
         note="answers of random weights, most of full length; the floor is that of full length",
     )  # fmt: skip
+    from etude.lab.bench.demo import demo
+
+    yield demo()
 
 
 def problems(world: World) -> list[Problem]:
     """The prompts of a step."""
-    return [world.problem("train", i) for i in range(P)]
+    return [world.problem("train", i) for i in range(SIZE.problems)]
 
 
 def reward(world: World, asked: Mapping[Any, Problem]) -> Any:
@@ -80,9 +98,9 @@ def own_steps(lm: LM) -> list[float]:
     with TemporaryDirectory() as scratch:
         save_policy(lm, Path(scratch) / "lm")
         train(
-            "grpo", world=WORLD, policy=f"{scratch}/lm", out=f"{scratch}/run", steps=STEPS, problems=P, members=G,
-            max_tokens=TOKENS, eval_every=0, eval_problems=1, checkpoint_every=10**6, reporter=Reporter(),
-            optim={"lr": 1e-4},
+            "grpo", world=WORLD, policy=f"{scratch}/lm", out=f"{scratch}/run", steps=SIZE.steps,
+            problems=SIZE.problems, members=SIZE.members, max_tokens=SIZE.tokens, eval_every=0, eval_problems=1,
+            checkpoint_every=10**6, reporter=Reporter(), optim={"lr": SIZE.lr},
         )  # fmt: skip
     return ticks.between()
 
@@ -91,29 +109,28 @@ def their_steps(lm: LM) -> list[float]:
     """The same by TRL."""
     ticks = Ticks()
     with quiet_trl() as scratch:
-        trainer(lm, scratch, STEPS, P, G, TOKENS, ticks).train()
+        trainer(lm, scratch, SIZE, ticks.callback()).train()
     return ticks.between()
 
 
-def trainer(
-    lm: LM, scratch: str, steps: int, count: int, members: int, tokens: int, ticks: Ticks, lr: float = 1e-4
-) -> Any:
+def trainer(lm: LM, scratch: str, size: Settings, callback: Any) -> Any:
     """TRL's trainer on this world, set to what ours does."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    world = load_world(WORLD, notation="compact")
-    asked = {p.prompt: p for p in (world.problem("train", i) for i in range(count * steps))}
+    world = load_world(WORLD, notation=lm.tokenizer.notation)
+    asked = {p.prompt: p for p in (world.problem("train", i) for i in range(size.problems * size.steps))}
     return GRPOTrainer(
         model=transformers_model(lm),
         reward_funcs=reward(world, asked),
         args=GRPOConfig(
-            **trainer_options(scratch, steps, lr), per_device_train_batch_size=count * members,
-            num_generations=members, max_completion_length=tokens, beta=0.0, loss_type="grpo", temperature=1.0,
+            **trainer_options(scratch, size.steps, size.lr), per_device_train_batch_size=size.problems * size.members,
+            num_generations=size.members, max_completion_length=size.tokens, beta=0.0, loss_type="grpo",
+            temperature=1.0,
         ),
         train_dataset=Dataset.from_dict({"prompt": list(asked)}),
         processing_class=transformers_tokenizer(cast(CharTokenizer, lm.tokenizer)),
-        callbacks=[ticks.callback()],
+        callbacks=[callback],
     )  # fmt: skip
 
 
@@ -122,12 +139,13 @@ def gradient_gap(lm: LM) -> float:
     above 1e-4."""
     policy = copy.deepcopy(lm)
     world = load_world(WORLD, notation="compact")
-    groups = answered(PolicyAgent(policy, limits=Limits(max_tokens=TOKENS)), problems(world), world.score, G)
+    agent = PolicyAgent(policy, limits=Limits(max_tokens=SIZE.tokens))
+    groups = answered(agent, problems(world), world.score, SIZE.members)
     batch, advantage = step_batch(groups)
     loss = objective().loss(policy(batch, objective().needs), batch).total
     loss.backward()
     with quiet_trl() as scratch:
-        theirs = trainer(lm, scratch, 1, P, G, TOKENS, Ticks())
+        theirs = trainer(lm, scratch, SIZE, Ticks().callback())
         theirs.current_gradient_accumulation_steps = 1
         theirs.model.train()
         other = theirs._compute_loss(theirs.model, padded(groups, advantage))

@@ -9,10 +9,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from etude.experience.errors import UserError
 from etude.lab.bench.case import Case, Machine
+
+if TYPE_CHECKING:
+    from etude.policies.lm import LM
 
 VOCAB = 49_152
 REPEATS = 3
@@ -77,13 +80,13 @@ def ours_first() -> float:
 def theirs_first() -> float:
     """The same of TRL's."""
     from etude.experience.keys import Keys
-    from etude.lab.bench.grpo import trainer
+    from etude.lab.bench.grpo import Settings, trainer
     from etude.lab.bench.trl import Ticks, quiet_trl
     from etude.policies.zoo import load_policy
 
-    ticks = Ticks()
+    ticks, lm = Ticks(), cast("LM", load_policy("tiny", Keys(0)))
     with quiet_trl() as scratch:
-        trainer(load_policy("tiny", Keys(0)), scratch, 1, 8, 8, 64, ticks).train()  # type: ignore[arg-type]
+        trainer(lm, scratch, Settings(steps=1), ticks.callback()).train()
     return time.time() - (time.perf_counter() - ticks.times[0])
 
 
@@ -108,11 +111,11 @@ def ours_peak() -> float:
 
 def theirs_peak() -> float:
     """The same of TRL's."""
-    from etude.lab.bench.grpo import trainer
+    from etude.lab.bench.grpo import Settings, trainer
     from etude.lab.bench.trl import Ticks, quiet_trl
 
     with quiet_trl() as scratch:
-        ready = trainer(wide(), scratch, 1, 8, 8, 64, Ticks())
+        ready = trainer(wide(), scratch, Settings(steps=1), Ticks().callback())
         before = held()
         ready.train()
     return peak() - before

@@ -31,7 +31,7 @@ def transformers_model(lm: LM) -> Any:
 
 
 def transformers_tokenizer(own: CharTokenizer) -> Any:
-    """Characters as a `transformers` tokenizer; agrees with ours on text without words of several characters."""
+    """Characters as a `transformers` tokenizer; agrees with ours on text without control tokens and words."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
