@@ -43,10 +43,6 @@ def bench(argv: Sequence[str]) -> None:
     from etude.lab.evidence import write_json
 
     found = machine()
-    print(
-        f"{platform.processor() or platform.machine()}, {found.threads} threads: {found.flops / 1e9:.0f} GFLOP/s, "
-        f"{found.bytes / 1e9:.0f} GB/s; torch {version('torch')}, transformers {version('transformers')}\n"
-    )
     results: dict[str, list[dict[str, Any]]] = {}
 
     def keep() -> None:
@@ -54,6 +50,10 @@ def bench(argv: Sequence[str]) -> None:
             write_json(Path(flags.json), {"machine": asdict(found), "suites": results})
 
     keep()  # a file that cannot be written is known before the runs
+    print(
+        f"{platform.processor() or platform.machine()}, {found.threads} threads: {found.flops / 1e9:.0f} GFLOP/s, "
+        f"{found.bytes / 1e9:.0f} GB/s; torch {version('torch')}, transformers {version('transformers')}\n"
+    )
     for suite in SUITES if flags.suite == "all" else [flags.suite]:
         head = ""
         for case in getattr(import_module(f"etude.lab.bench.{suite}"), suite)(found):
