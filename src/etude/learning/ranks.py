@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -101,8 +102,17 @@ def join() -> Ranks:
 
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     return Ranks(dist.get_rank(), dist.get_world_size(), _number("LOCAL_RANK", 0))
+
+
+def _leave() -> None:
+    """Lets go of the other processes. Then waits for gloo's threads, which may be about to let go of tensors: one
+    that needs Python when Python has ended aborts the process."""
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+    time.sleep(0.5)
 
 
 def speaks() -> bool:
