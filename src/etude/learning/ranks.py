@@ -120,7 +120,7 @@ def speaks() -> bool:
     of the same, or because the first has gone."""
     if not launched():
         return True
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     address, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
     try:

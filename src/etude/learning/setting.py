@@ -21,9 +21,9 @@ from etude.experience.meter import KINDS, Meter
 from etude.experience.protocols import Acting, Clock, Interactive, Limits, Policy, Roles, Score, World
 from etude.experience.types import RAW, Law
 from etude.learning.base import base
+from etude.learning.rollouts import shared_acting
 from etude.learning.run import Run
 from etude.learning.sharded import shard
-from etude.learning.shares import shared_acting
 from etude.learning.weights import Weights
 from etude.policies.zoo import load_policy, sized
 from etude.worlds.registry import load_world
@@ -117,7 +117,7 @@ class Setting:
         policy = starting_policy(self.run, self.common, self.start)
         for parameter in policy.parameters():
             parameter.requires_grad_(False)
-        return policy
+        return shard(policy, self.run.ranks)
 
     def evaluate(self) -> Evaluation:
         """Held-out accuracy now, sampled at temperature 1. The same problems and the same streams

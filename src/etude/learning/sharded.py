@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,8 @@ from etude.experience.batch import Batch
 from etude.experience.errors import UserError
 from etude.experience.protocols import Decoder, Outputs, Policy
 from etude.learning.ranks import Ranks
+from etude.learning.shares import shares
+from etude.policies.fingerprint import Fingerprint
 from etude.policies.foreign import ForeignLM
 from etude.policies.lm import LM
 
@@ -50,6 +54,7 @@ class Sharded:
         self._plain = deepcopy(policy).requires_grad_(False)  # without weights, but while it is asked for
         self._gathered = True
         self._forget()
+        self._fingerprint = Fingerprint()
         mesh = init_device_mesh(self.device.type, (ranks.size,))
         for layer in _layers(policy):
             fully_shard(layer, mesh=mesh)
@@ -62,9 +67,11 @@ class Sharded:
         return self._module(batch, needs)  # type: ignore[operator]
 
     def logp(self, batch: Batch) -> Tensor:
-        """f32[N] at temperature 1, without gradient."""
+        """f32[N] at temperature 1, without gradient; every process scores a share of the rows."""
+        mine = shares(replace(batch, links=()), self.ranks.size)[self.ranks.rank]  # without links rows keep their order
         with self.whole() as policy:
-            return policy.logp(batch)
+            scored = torch.zeros(0) if mine is None else policy.logp(mine.to(self.device)).cpu()
+        return torch.cat(self.ranks.together(lambda: scored)).to(self.device)
 
     def decoder(self) -> Decoder:
         """A decoder of the gathered weights. Raises RuntimeError unless they are gathered (see `whole`)."""
@@ -73,9 +80,10 @@ class Sharded:
         return self._plain.decoder()
 
     def fingerprint(self) -> str:
-        """See `Policy`."""
-        with self.whole() as policy:
-            return policy.fingerprint()
+        """Differs wherever the weights do, and with the number of processes."""
+        own = nn.ParameterList(nn.Parameter(local(p), requires_grad=False) for p in self.parameters())
+        digests = self.ranks.together(lambda: self._fingerprint(own))
+        return sha256(repr(digests).encode()).hexdigest()[:32]
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """This process's share of every parameter, as a DTensor."""
@@ -161,13 +169,18 @@ def gathered(tree: Any, ranks: Ranks) -> Any:
     return one.cpu() if ranks.leads else None
 
 
-
-
 def full(value: Tensor) -> Tensor:
     """The whole of a sharded tensor; a plain one as it is."""
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local(value: Tensor) -> Tensor:
+    """This process's share of a sharded tensor; a plain one as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _moment(value: Any, like: Tensor) -> bool:
