@@ -17,20 +17,28 @@ import pytest
 import torch
 
 import etude
+from etude.acting.agent import PolicyAgent
+from etude.acting.sample import sample
 from etude.curation.examples import completion
 from etude.experience.batch import Batch, normalise, pack
+from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.meter import Meter
+from etude.experience.protocols import Clock
 from etude.experience.store import Store
 from etude.learning.learner import Optim, Seat, Term, update
 from etude.learning.ranks import SOLO, Ranks, join
+from etude.learning.rollouts import shared_acting
+from etude.learning.run import Run
 from etude.learning.sharded import full, local, shard, whole
+from etude.learning.weights import Weights
 from etude.objectives.clipped_pg import ClippedPG
 from etude.objectives.nll import NLL
 from etude.policies.lm import LM
 from etude.policies.outputs import Outputs
 from etude.policies.tokenizers import CharTokenizer
 from etude.policies.transformer import Shape
+from small import LIMITS, Echo, small_lm
 
 TINY = "tiny:depth=1,width=32"
 SHORT = {"world": "chain_sum", "max_tokens": 8, "eval_problems": 4, "base": False}
@@ -118,7 +126,10 @@ def runs(home: Path) -> None:
     etude.train(
         "sft", out=home / "sft", policy=TINY, demonstrations=16, batch=6, steps=3, lora={"rank": 2}, **SHORT
     )  # fmt: skip
-    etude.train("grpo", out=home / "table", policy="table", problems=3, members=3, steps=2, **SHORT)
+    few = {"problems": 3, "members": 3, "steps": 2}
+    etude.train("grpo", out=home / "table", policy="table", **few, **SHORT)
+    taught = {**SHORT, "base": True, "base_low": 0.0, "base_high": 1.0}
+    etude.train("grpo", out=home / "base", policy=TINY, **few, **taught)
 
 
 def shares(policy: LM, ranks: Ranks) -> dict[str, float]:
@@ -140,6 +151,72 @@ def held(tensors: Iterable[torch.Tensor]) -> float:
     return float(sum(t.numel() * t.element_size() for t in map(local, tensors)))
 
 
+def acted(ranks: Ranks) -> dict[str, Any]:
+    """Answers to problems of which some are asked twice, shared out and not, and what each was charged."""
+    world, policy, meters = Echo(), small_lm(), (Meter(), Meter())
+    asked = [world.problem("train", i) for i in (0, 1, 0, 2, 1, 3, 0)]
+    acts = (shared_acting(sample, policy, ranks, meters[0]), sample)
+    found = []
+    for act, meter in zip(acts, meters, strict=True):
+        roles = {"actor": PolicyAgent(policy, limits=LIMITS, meter=meter)}
+        groups = act(roles, asked, 3, world.score, Clock(0, 1), Keys(0))
+        found.append([(g.problem.id, [(m.text, m.reward, m.calls[0].logp_raw.tolist()) for m in g.members])
+                      for g in groups])  # fmt: skip
+    return {"answers": found, "meters": [m.read() for m in meters]}
+
+
+def refusals(ranks: Ranks) -> list[str]:
+    """What a process hears where another, or what another does, is at fault."""
+    world, said = Echo(), []
+
+    def fault() -> None:
+        if ranks.leads:
+            raise UserError("the first process is at fault")
+
+    def other() -> None:
+        act = shared_acting(sample, small_lm(), ranks)
+        roles = {"actor": PolicyAgent(small_lm(), limits=LIMITS)}
+        act(roles, [world.problem("train", ranks.rank)], 1, world.score, Clock(0, 1), Keys(0))
+
+    policy: Any = shard(lm(), ranks)
+
+    def penalised() -> None:
+        seat = Seat(policy, Optim(), 1)
+        update(seat, [Term(batch(), NLL())], Keys(0), Meter(), penalties=[lambda p: next(p.parameters()).sum()])
+
+    def later() -> None:
+        policy.add_head("values", Keys(0).torch())
+
+    for body in (lambda: ranks.together(fault), other, penalised, later, lambda: policy.decoder()):
+        try:
+            body()
+            said.append("")
+        except (UserError, RuntimeError) as error:
+            said.append(str(error))
+    return said
+
+
+def branched(folder: Path, ranks: Ranks) -> bool:
+    """Whether a branch leaves no trace in weights and optimiser."""
+    run = Run(folder, {}, ranks=ranks)
+    policy = shard(lm(), ranks)
+    run.track("policy", Weights(policy))
+    seat = run.track("seat", Seat(policy, Optim(lr=1e-2), 8))
+
+    def learn(times: int) -> list[float]:
+        found = [update(seat, [Term(batch(), NLL())], Keys(0), run.meter) for _ in range(times)]
+        return [m[name] for m in found for name in ("loss", "grad_norm")]
+
+    learn(2)
+    with run.branch("try"):
+        tried = learn(2)
+        with torch.no_grad():
+            policy.forward(batch(), frozenset({"logp"}))  # leaves weights of the branch gathered
+    again = learn(2)
+    run.close()
+    return tried == again
+
+
 def metrics(folder: Path) -> dict[str, list[float]]:
     with Store(folder, read_only=True) as store:
         return {name: series.value.tolist() for name, series in store.metrics().items()}
@@ -149,7 +226,8 @@ def main(home: Path) -> None:
     torch.set_num_threads(1)
     ranks = join()
     runs(home)
-    found = ranks.together(lambda: {"updates": updates(ranks), "shares": shares(lm(), ranks)})
+    mine = everything(home, ranks)
+    found = ranks.together(lambda: mine)
     if ranks.leads:
         (home / "found.json").write_text(json.dumps(found))
 
@@ -157,7 +235,17 @@ def main(home: Path) -> None:
 def alone(home: Path) -> dict[str, Any]:
     home.mkdir()
     runs(home)
-    return {"updates": updates(SOLO), "shares": shares(lm(), SOLO)}
+    return everything(home, SOLO)
+
+
+def everything(home: Path, ranks: Ranks) -> dict[str, Any]:
+    return {
+        "updates": updates(ranks),
+        "shares": shares(lm(), ranks),
+        "acted": acted(ranks),
+        "refusals": refusals(ranks),
+        "branched": branched(home / "branch", ranks),
+    }
 
 
 if __name__ == "__main__":

@@ -252,7 +252,35 @@ def test_a_process_holds_its_share_of_weights_and_optimiser_state(both):
         assert max(p[kind] for p in parts) < 0.55 * whole[kind]
 
 
-@pytest.mark.parametrize("method", ["dpo", "sft", "table"])
+def test_who_acts_does_not_matter(both):
+    for found in both[1]:
+        shared, alone_ = found["acted"]["answers"]
+        assert [name for name, _ in shared] == [name for name, _ in alone_]
+        for (_, mine), (_, theirs) in zip(shared, alone_, strict=True):
+            assert [m[:2] for m in mine] == [m[:2] for m in theirs]
+            assert all(a[2] == pytest.approx(b[2], abs=1e-5) for a, b in zip(mine, theirs, strict=True))
+        assert found["acted"]["meters"][0] == found["acted"]["meters"][1]
+        assert found["acted"]["meters"][0]["sampled"] > 0
+
+
+def test_what_is_wrong_in_one_process_is_heard_in_all_and_what_cannot_be_shared_is_refused(both):
+    fault = "the first process is at fault"
+    assert both[0]["refusals"] == [fault, "", "", "", ""]
+    for found in both[1]:
+        assert found["refusals"] == [
+            fault,
+            "processes of this job have drawn different problems",
+            "penalties and masks on parameters need whole ones: run this method in one process",
+            "this method needs 'add_head' of the policy, which one that is sharded has not: use one process",
+            "this policy is sharded: gather it first, `with whole(policy)`",
+        ]
+
+
+def test_a_branch_leaves_no_trace(both):
+    assert all(found["branched"] for found in (both[0], *both[1]))
+
+
+@pytest.mark.parametrize("method", ["dpo", "sft", "table", "base"])
 def test_methods_run_alike(both, home, method):
     a, b = home / "parts-one" / method, home / "parts-two" / method
     assert texts(a) == texts(b)
