@@ -87,6 +87,9 @@ def learnt(policy: Any, ranks: Ranks, objective: Any = None, steps: int = 3, wor
     with whole(policy) as gathered:
         same = all(torch.equal(before[n], p) for n, p in gathered.named_parameters())
         logp = gathered.logp(batch()).tolist()
+        if ranks.leads:  # alone: nothing is asked of the others
+            assert policy.logp(batch()).tolist() == logp
+            assert policy.forward(batch(), frozenset({"logp"})).logp.tolist() == logp
     assert policy.logp(batch()).tolist() == pytest.approx(logp, abs=1e-5)
     now = policy.fingerprint()
     assert now == policy.fingerprint()

@@ -42,7 +42,8 @@ def shard(policy: Policy, ranks: Ranks) -> Policy:
 
 class Sharded:
     """A `Policy`. It takes over `policy`, which must be the same in all processes; what it does is done in all of
-    them alike. Whatever is not of the protocol raises UserError."""
+    them alike, but while it is `whole`, when each may do as it likes. Whatever is not of the protocol raises
+    UserError."""
 
     def __init__(self, policy: LM | ForeignLM, ranks: Ranks) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -64,10 +65,14 @@ class Sharded:
 
     def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs:
         """See `Policy`; through the module's hooks, which gather."""
+        if self._gathered:
+            return self._plain.forward(batch, needs)
         return self._module(batch, needs)  # type: ignore[operator]
 
     def logp(self, batch: Batch) -> Tensor:
         """f32[N] at temperature 1, without gradient; every process scores a share of the rows."""
+        if self._gathered:
+            return self._plain.logp(batch)
         mine = shares(replace(batch, links=()), self.ranks.size)[self.ranks.rank]  # without links rows keep their order
         with self.whole() as policy:
             scored = torch.zeros(0) if mine is None else policy.logp(mine.to(self.device)).cpu()
