@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from etude.experience.errors import UserError, unknown
+from etude.learning.ranks import speaks
 
 # name: (module, arguments, summary)
 COMMANDS = {
@@ -53,15 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # `--help` was printed
         return int(stop.code or 0)
     except UserError as error:
-        print(f"etude: {error}", file=sys.stderr)
+        if speaks():
+            print(f"etude: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(": ".join(["etude: interrupted", *map(str, stop.args)]), file=sys.stderr)
+        if speaks():
+            print(": ".join(["etude: interrupted", *map(str, stop.args)]), file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of a pipe has gone, as `| head` does.
         sys.stderr.close()
         return 0
+    except Exception:
+        if speaks():
+            raise
+        return 1
 
 
 def usage() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from etude.experience.keys import Keys
 from etude.experience.protocols import Acting, Clock, Roles, Score
 from etude.experience.types import Group, Problem
+from etude.learning.ranks import leading
 
 SHOWN = ("loss", "reward", "accuracy", "pass@1", "length")  # metrics in the live line, in this order
 
@@ -44,7 +45,7 @@ class _Bar:
 @contextmanager
 def progress() -> Iterator[Any]:
     """A `Reporter` for `learning.run`, drawn to the terminal while the context is open."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not leading():
         yield _Quiet()
         return
     with bars() as drawn:

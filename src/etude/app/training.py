@@ -79,6 +79,8 @@ def resume(argv: Sequence[str]) -> None:
 
 def _report(run: Any, seconds: float, as_json: bool) -> None:
     """The result of a run: held-out accuracy at its first and last evaluation."""
+    if not run.ranks.leads:
+        return
     with Store(run.folder, read_only=True) as store:
         found = store.evaluations("accuracy")
     result: dict[str, Any] = {"run": str(run.folder), "seconds": round(seconds, 1), "cost": run.meter.read()}

@@ -194,12 +194,9 @@ def split(batch: Batch, max_tokens: int) -> Iterator[Batch]:
     if sum(lengths) <= max_tokens:
         yield batch
         return
-    units: dict[int, list[int]] = {}
-    for row, root in enumerate(_components(batch)):
-        units.setdefault(root, []).append(row)
     bin_rows: list[int] = []
     used = 0
-    for unit in units.values():
+    for unit in units(batch):
         size = sum(lengths[r] for r in unit)
         if bin_rows and used + size > max_tokens:
             yield batch.select(bin_rows)
@@ -209,8 +206,8 @@ def split(batch: Batch, max_tokens: int) -> Iterator[Batch]:
     yield batch.select(bin_rows)
 
 
-def _components(batch: Batch) -> list[int]:
-    """For each row the smallest row it is linked to, through any chain of links."""
+def units(batch: Batch) -> list[list[int]]:
+    """The rows in sets that may not be parted: those that are linked, through any chain of links."""
     root = list(range(batch.size))
 
     def find(r: int) -> int:
@@ -224,7 +221,10 @@ def _components(batch: Batch) -> list[int]:
         for r in rest:
             a, b = sorted((find(first), find(r)))
             root[b] = a
-    return [find(r) for r in range(batch.size)]
+    found: dict[int, list[int]] = {}
+    for row in range(batch.size):
+        found.setdefault(find(row), []).append(row)
+    return list(found.values())
 
 
 def _groups(batch: Batch) -> Tensor:

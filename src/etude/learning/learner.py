@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from etude.curricula.schedules import lr_schedule
-from etude.experience.batch import Batch, split
+from etude.experience.batch import Batch
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.meter import Meter
 from etude.experience.protocols import Objective, Policy
+from etude.learning.ranks import SOLO
+from etude.learning.sharded import Sharded, full, placed_moments
+from etude.learning.shares import micro_batches
 
 ACTIVATIONS = 2**30  # bytes that a micro-batch may hold between its forward and backward pass, about
 PATIENCE = 10  # updates in a row that may be skipped as not finite
@@ -57,6 +60,7 @@ class Seat:
 
     def __init__(self, policy: Policy, optim: Optim, steps: int) -> None:
         self.policy = policy
+        self.ranks = policy.ranks if isinstance(policy, Sharded) else SOLO  # who share the work of an update
         self.optim = optim
         params = [p for p in policy.parameters() if p.requires_grad]
         if not params:
@@ -86,7 +90,11 @@ class Seat:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state_dict` gave; `state` is not written to by later updates."""
-        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
+        optimizer = deepcopy(state["optimizer"])
+        if isinstance(self.policy, Sharded):
+            params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            optimizer["state"] = placed_moments(optimizer["state"], params)
+        self.optimizer.load_state_dict(optimizer)
         self.scheduler.load_state_dict(state["scheduler"])
         self.skipped = state["skipped"]
 
@@ -118,6 +126,13 @@ class _Sums:
             self.total[key] = self.total.get(key, 0.0) + float(value)
             self.count[key] = self.count.get(key, 0.0) + float(n)
 
+    @staticmethod
+    def of(parts: Iterable[_Sums]) -> _Sums:
+        both = _Sums()
+        for part in parts:
+            both.add("", {name: (value, part.count[name]) for name, value in part.total.items()})
+        return both
+
     def means(self) -> dict[str, float]:
         return {k: self.total[k] / self.count[k] for k in self.total if self.count[k]}
 
@@ -134,29 +149,35 @@ def update(
     """One step of the seat's optimiser; returns metrics.
 
     A gradient that is not finite is not applied: the update is skipped and counted. Raises
-    UserError after `PATIENCE` of them in a row.
+    UserError after `PATIENCE` of them in a row, and for penalties or masks on sharded parameters.
     """
+    if seat.ranks.size > 1 and (mask is not None or (penalties := list(penalties))):
+        raise UserError("penalties and masks on parameters need whole ones: run this method in one process")
     policy, device = seat.policy, seat.policy.device
     seat.optimizer.zero_grad(set_to_none=True)
     sums, loss = _Sums(), 0.0
     for i, term in enumerate(terms):
         prefix = f"{term.name}/" if term.name else ""
         batch = term.objective.prepare(policy, term.batch, keys.at("prepare", i))
-        for micro in split(batch, seat.tokens):
+        for micro, factor in micro_batches(batch, seat.tokens, seat.ranks):
             micro = micro.to(device)
             part = term.objective.loss(policy.forward(micro, term.objective.needs), micro)
             if part.total.requires_grad:
-                (part.total * term.weight).backward()
-            loss += float(part.total.detach()) * term.weight
-            sums.add(prefix, part.metrics)
+                (part.total * (term.weight * factor)).backward()
+            if factor:
+                loss += float(part.total.detach()) * term.weight
+                sums.add(prefix, part.metrics)
         meter.charge("trained", int(batch.lengths.sum()))
+    found = seat.ranks.together(lambda: (loss, sums))
+    loss, sums = sum(part for part, _ in found), _Sums.of(part for _, part in found)
     for penalty in penalties:
         value = penalty(policy)
         value.backward()
         loss += float(value.detach())
     if mask is not None:
         mask(seat.params)
-    norm = float(torch.nn.utils.clip_grad_norm_(seat.params, seat.optim.clip))
+    length = torch.nn.utils.clip_grad_norm_(seat.params, seat.optim.clip)
+    norm = float(full(length) if seat.ranks.size > 1 else length)
     finite = math.isfinite(norm) and math.isfinite(loss)
     if finite:
         seat.optimizer.step()

@@ -27,6 +27,8 @@ from etude.experience.protocols import Clock, Stateful
 from etude.experience.store import Store
 from etude.experience.types import Group
 from etude.learning.checkpoint import load_state, save_state
+from etude.learning.ranks import SOLO, Ranks
+from etude.learning.sharded import gathered
 
 S = TypeVar("S", bound=Stateful)
 KEEP = 2  # checkpoints
@@ -47,12 +49,21 @@ class _Pending:
     evaluations: list[Any] = field(default_factory=list)
 
 
+class _Unwritten:
+    """The store of a process that does not lead: it keeps nothing."""
+
+    def commit(self, *args: object, **kwargs: object) -> None: ...
+    def mark(self) -> None: ...
+    def rewind(self, mark: object) -> None: ...
+    def close(self) -> None: ...
+
+
 class Run:
     """A run directory and what happens in it.
 
     `checkpoint_every` counts steps. `config["budget"]` caps kinds of the meter: no step begins once one of them
-    is spent. Raises UserError where the folder holds another run, is in use,
-    or cannot be written.
+    is spent. Of several processes (`ranks`) all run the same program and the leading one alone writes. Raises
+    UserError, in all of them, where the folder holds another run, is in use, or cannot be written.
     """
 
     def __init__(
@@ -63,6 +74,7 @@ class Run:
         resume: bool = False,
         checkpoint_every: int = 20,
         reporter: Reporter | None = None,
+        ranks: Ranks = SOLO,
     ) -> None:
         if checkpoint_every < 1:
             raise UserError(f"checkpoint_every must be at least 1, not {checkpoint_every}")
@@ -72,9 +84,11 @@ class Run:
         self.keys = Keys(self.seed)
         self.meter = Meter()
         self.budget: Mapping[str, float] = config.get("budget", {})  # of kinds of the meter
-        self.reporter = reporter
+        self.reporter = reporter if ranks.leads else None
+        self.ranks = ranks
         self.checkpoint_every = checkpoint_every
-        self.store = Store(self.folder) if resume else _begin(self.folder, self.config)
+        self.store: Store | _Unwritten = _Unwritten()
+        ranks.first(lambda: self._open(resume))
         self._path: tuple[str, ...] = ()
         self._tracked: dict[str, Stateful] = {}
         self._saved: dict[str, Any] = {}  # states read from the checkpoint and not yet claimed
@@ -86,7 +100,7 @@ class Run:
         self._branches = 0
         self._number = 0
         try:
-            self._restore()
+            ranks.together(self._restore)
         except BaseException:
             self.close()
             raise
@@ -132,7 +146,7 @@ class Run:
             if self._branches:
                 self._results[key] = result
             else:
-                save_state(self._result(key), result)
+                self._write(self._result(key), result)
                 self.checkpoint()
             return result
         finally:
@@ -161,7 +175,7 @@ class Run:
             torch.manual_seed(self.stream(clock).at("torch").digest() % 2**63)
             began, charged = time.perf_counter(), self.meter["seconds"]
             yield clock
-            seconds = time.perf_counter() - began
+            seconds = self.ranks.agree(time.perf_counter() - began)
             # Less what loops in branches of this step have charged already.
             self.meter.charge("seconds", max(0.0, seconds - (self.meter["seconds"] - charged)))
             self._commit(clock, seconds)
@@ -237,14 +251,22 @@ class Run:
             "meter": self.meter.state_dict(),
             "mark": self.store.mark(),
         }
-        folder = self.folder / "checkpoints"
-        save_state(folder / f"{self._number:06d}", state)
-        for old in _checkpoints(self.folder)[:-KEEP]:
-            _remove(old)
+        self._write(self.folder / "checkpoints" / f"{self._number:06d}", state)
+        if self.ranks.leads:
+            for old in _checkpoints(self.folder)[:-KEEP]:
+                _remove(old)
 
-    def _restore(self) -> None:
+    def _write(self, folder: Path, state: Any) -> None:
+        whole = gathered(state, self.ranks)
+        if self.ranks.leads:
+            save_state(folder, whole)
+
+    def _open(self, resume: bool) -> None:
+        self.store = Store(self.folder) if resume else _begin(self.folder, self.config)
         for left in (self.folder / "checkpoints").glob(".*"):  # by a kill while one was written or removed
             shutil.rmtree(left, ignore_errors=True)
+
+    def _restore(self) -> None:
         found = _checkpoints(self.folder)
         if not found:
             self.store.rewind(None)
@@ -268,10 +290,11 @@ class Run:
         """Removes the run directory if nothing has been done in it yet."""
         if not self._steps and not self.done:
             self.close()
-            shutil.rmtree(self.folder)
+            if self.ranks.leads:
+                shutil.rmtree(self.folder)
 
 
-def open_run(folder: str | Path, reporter: Reporter | None = None) -> Run:
+def open_run(folder: str | Path, reporter: Reporter | None = None, ranks: Ranks = SOLO) -> Run:
     """A run to go on with. Raises UserError if `folder` is not a run directory."""
     file = Path(folder) / "config.json"
     try:
@@ -282,7 +305,8 @@ def open_run(folder: str | Path, reporter: Reporter | None = None) -> Run:
         raise UserError(f"{file}: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{file} should hold a JSON object, as a run writes it")
-    return Run(folder, config, resume=True, checkpoint_every=config.get("checkpoint_every", 20), reporter=reporter)
+    every = config.get("checkpoint_every", 20)
+    return Run(folder, config, resume=True, checkpoint_every=every, reporter=reporter, ranks=ranks)
 
 
 def _begin(folder: Path, config: Mapping[str, Any]) -> Store:

@@ -22,8 +22,10 @@ from etude.experience.meter import KINDS, Meter
 from etude.experience.protocols import Acting, Agent, Clock, Interactive, Limits, Policy, Roles, Score, World
 from etude.experience.types import RAW, Law
 from etude.learning.base import base
+from etude.learning.shared_acting import shared_acting
 from etude.learning.run import Run
 from etude.learning.served import ServedAdapter
+from etude.learning.sharded import shard
 from etude.learning.weights import Weights
 from etude.policies.zoo import load_policy, sized
 from etude.worlds.registry import load_world
@@ -112,7 +114,8 @@ class Setting:
         for a strategy of one answer in a world of many turns."""
         if act is not sample and isinstance(self.world, Interactive):
             raise UserError(f"world {self.world.name!r} has many turns, which only act=sample plays")
-        return acting_for(self.world, act, self.run.meter, self.common.max_tokens)
+        played = acting_for(self.world, act, self.run.meter, self.common.max_tokens)
+        return shared_acting(played, self.policy, self.run.ranks, self.run.meter)
 
     def roles(self) -> Roles:
         """The policy as the actor."""
@@ -128,15 +131,16 @@ class Setting:
         policy = starting_policy(self.run, self.common, self.start)
         for parameter in policy.parameters():
             parameter.requires_grad_(False)
-        return policy
+        return shard(policy, self.run.ranks)
 
     def evaluate(self) -> Evaluation:
         """Held-out accuracy now, sampled at temperature 1. The same problems and the same streams
         every time; nothing is charged to the run."""
         roles = {"actor": self._actor(RAW)}
+        act = acting_for(self.world, sample, room=self.common.max_tokens)
         return evaluate(
             roles, self.world, "test", self.common.eval_problems, self.common.eval_samples,
-            acting_for(self.world, sample, room=self.common.max_tokens),
+            shared_acting(act, self.policy, self.run.ranks),
             self.run.keys.at("evaluate"),
         )  # fmt: skip
 
@@ -156,6 +160,7 @@ def setting(run: Run, common: Common, start: Start = "base") -> Setting:
         from etude.policies.adapters import add_lora
 
         policy = add_lora(policy, common.lora.rank, common.lora.alpha, keys=run.keys.at("lora"))
+    policy = shard(policy, run.ranks)
     run.track("policy", Weights(policy))
     served = ServedAdapter(common.server, policy, run) if common.server.url is not None else None
     score: Score = world.score
@@ -167,8 +172,10 @@ def setting(run: Run, common: Common, start: Start = "base") -> Setting:
 def starting_policy(run: Run, common: Common, start: Start) -> Policy:
     """The policy that a run begins with, before any adapter."""
     recipe = base_recipe(common) if start == "base" else None
-    name = common.policy if recipe is None else str(base(recipe, run.seed, run.reporter))
-    return load_policy(name, run.keys.at("init"), device=common.device)
+    name = common.policy
+    if recipe is not None:
+        name = run.ranks.first(lambda: str(base(recipe, run.seed, run.reporter)))
+    return load_policy(name, run.keys.at("init"), device=run.ranks.device(common.device))
 
 
 def world_for(policy: Policy, common: Common) -> World:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from etude.experience.errors import UserError
+from etude.learning.sharded import Sharded
 
 EXTRA = "_extra_state"  # how torch calls the part of a module's state that is no tensor
 
@@ -18,7 +19,7 @@ class Weights:
     written into every checkpoint."""
 
     def __init__(self, policy: Any) -> None:
-        self.policy: nn.Module = policy
+        self.policy: nn.Module | Sharded = policy
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
@@ -38,6 +39,9 @@ class Weights:
             raise UserError(
                 f"the saved weights are of another policy (they differ in {name}): has the one it began with changed?"
             )
+        if isinstance(self.policy, Sharded):
+            self.policy.load_state_dict({name: state[name] for name in own})
+            return
         with torch.no_grad():
             for name, p in own.items():
                 p.copy_(state[name])

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from etude.experience.errors import UserError, unknown
+from etude.experience.protocols import Policy
+from etude.learning.ranks import join
 from etude.learning.run import Reporter, Run, open_run
 from etude.learning.setting import Common, parse_budget, setting
+from etude.learning.sharded import whole
 from etude.methods.catalog import entry, load, load_parts
 from etude.methods.method import Method
 from etude.methods.options import build
@@ -57,7 +60,8 @@ def train(
     name = name or slug
     if Path(name).name != name:
         raise UserError(f"name {name!r} should be a plain word: say where the run goes with out")
-    folder = Path(out) if out is not None else _folder(name, common.seed)
+    ranks = join()
+    folder = ranks.agree(Path(out) if out is not None else _folder(name, common.seed))
     record = {
         "method": slug,
         "name": name,
@@ -68,7 +72,7 @@ def train(
         "budget": parse_budget(common.budget),
         "versions": {package: version(package) for package in ("etude", "torch", "numpy")},
     }
-    run = Run(folder, record, checkpoint_every=common.checkpoint_every, reporter=reporter)
+    run = Run(folder, record, checkpoint_every=common.checkpoint_every, reporter=reporter, ranks=ranks)
     try:
         return _go(run, chosen, common, config)
     except UserError:
@@ -82,7 +86,7 @@ def train(
 def resume(folder: str | Path, reporter: Reporter | None = None) -> Run:
     """Goes on with a run that was cut, to the end it would have had. Raises UserError if `folder` holds
     none, if it is in use, or if it is damaged."""
-    run = open_run(folder, reporter)
+    run = open_run(folder, reporter, join())
     try:
         slug, shared, own = (run.config[k] for k in ("method", "common", "options"))
         chosen = method(slug)
@@ -101,13 +105,18 @@ def _go(run: Run, chosen: Method, common: Common, config: Any) -> Run:
     try:
         s = setting(run, common, chosen.start)
         run.stage("train", lambda: chosen.train(s, config))
-        if not (run.folder / "policy").exists():
-            save_policy(s.policy, run.folder / "policy")
+        with whole(s.policy) as policy:
+            run.ranks.first(lambda: _save(policy, run.folder / "policy"))
         return run
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with `etude resume {run.folder}`") from None
     finally:
         run.close()
+
+
+def _save(policy: Policy, folder: Path) -> None:
+    if not folder.exists():
+        save_policy(policy, folder)
 
 
 def _folder(name: str, seed: int) -> Path:

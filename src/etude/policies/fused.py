@@ -15,9 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etude.policies.transformer import MLP, Attention, Embed, Layer, Mix, Shape, Transformer, rotary_angles
+from etude.policies.transformer import (
+    MLP,
+    Attention,
+    Embed,
+    Layer,
+    Linear,
+    Mix,
+    Shape,
+    Transformer,
+    product,
+    rotary_angles,
+)
 
-PLAIN = (Transformer, Embed, nn.ModuleList, Layer, Attention, MLP, nn.Linear, nn.RMSNorm)
+PLAIN = (Transformer, Embed, nn.ModuleList, Layer, Attention, MLP, Linear, nn.RMSNorm)
 LARGEST = 2**24  # weights; beyond, arithmetic and memory dwarf the calls, and a copy would cost more than it saves
 
 

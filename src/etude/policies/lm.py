@@ -19,7 +19,7 @@ from etude.policies.fingerprint import Fingerprint
 from etude.policies.heads import HEADS, Heads
 from etude.policies.layout import Layout
 from etude.policies.outputs import Outputs
-from etude.policies.transformer import Shape, Transformer
+from etude.policies.transformer import Linear, Shape, Transformer
 
 NEEDS = frozenset({"logp", "entropy", "logits", "hidden"}) | HEADS
 
@@ -40,7 +40,7 @@ class LM(nn.Module):
         kept = 9 * shape.width + (2 * shape.heads + 3 * shape.kv_heads) * shape.head_dim + 4 * shape.ffn
         self.token_bytes = 4 * shape.depth * kept
         self.model = Transformer(shape)
-        self.lm_head = nn.Linear(shape.width, shape.vocab, bias=False)
+        self.lm_head = Linear(shape.width, shape.vocab, bias=False)
         self.heads = Heads()
         self._taps: list[int] = []
         self._fingerprint = Fingerprint()

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FEW = 256  # rows
 # (layer, q [T, H, d], k [T, Hk, d], v [T, Hk, d]) -> [T, H, d]
 Mix = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -107,6 +108,16 @@ class Transformer(nn.Module):
                 p.normal_(0.0, std, generator=generator)
 
 
+class Linear(nn.Linear):
+    """x W^T + b, by the faster of two ways where no gradient is wanted."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[T, D] -> [T, O]."""
+        if torch.is_grad_enabled() or self.bias is not None:
+            return super().forward(input)
+        return product(input, self.weight)
+
+
 class Embed(nn.Embedding):
     """Looks token ids up and lets [T, D] embeddings through."""
 
@@ -138,10 +149,10 @@ class Attention(nn.Module):
         self.index = index
         self.head_dim = shape.head_dim
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        self.q_proj = nn.Linear(shape.width, queries, bias=shape.qkv_bias)
-        self.k_proj = nn.Linear(shape.width, keys, bias=shape.qkv_bias)
-        self.v_proj = nn.Linear(shape.width, keys, bias=shape.qkv_bias)
-        self.o_proj = nn.Linear(queries, shape.width, bias=False)
+        self.q_proj = Linear(shape.width, queries, bias=shape.qkv_bias)
+        self.k_proj = Linear(shape.width, keys, bias=shape.qkv_bias)
+        self.v_proj = Linear(shape.width, keys, bias=shape.qkv_bias)
+        self.o_proj = Linear(queries, shape.width, bias=False)
         if shape.qk_norm:
             self.q_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps)
             self.k_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps)
@@ -161,13 +172,24 @@ class MLP(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(shape.width, shape.ffn, bias=False)
-        self.up_proj = nn.Linear(shape.width, shape.ffn, bias=False)
-        self.down_proj = nn.Linear(shape.ffn, shape.width, bias=False)
+        self.gate_proj = Linear(shape.width, shape.ffn, bias=False)
+        self.up_proj = Linear(shape.width, shape.ffn, bias=False)
+        self.down_proj = Linear(shape.ffn, shape.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """[T, D] and [O, D] -> x weight^T, [T, O]; as (weight x^T)^T on a CPU, where that is up to six times as fast for the
+    few rows of a decoding step. A single row is computed twice over, which is faster still than a product with a
+    vector: MKL reads the weights at 16 GB/s for one row and at 43 GB/s for two."""
+    if x.device.type != "cpu" or len(x) > FEW:
+        return F.linear(x, weight)
+    if len(x) == 1:
+        return torch.mm(weight, torch.cat((x, x)).t())[:, :1].t()
+    return torch.mm(weight, x.t()).t()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
