@@ -28,9 +28,9 @@ from etude.experience.protocols import Clock
 from etude.experience.store import Store
 from etude.learning.learner import Optim, Seat, Term, update
 from etude.learning.ranks import SOLO, Ranks, join
-from etude.learning.shared_acting import shared_acting
 from etude.learning.run import Run
 from etude.learning.sharded import full, local, shard, whole
+from etude.learning.shared_acting import shared_acting
 from etude.learning.weights import Weights
 from etude.objectives.clipped_pg import ClippedPG
 from etude.objectives.nll import NLL

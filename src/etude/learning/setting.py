@@ -22,10 +22,10 @@ from etude.experience.meter import KINDS, Meter
 from etude.experience.protocols import Acting, Agent, Clock, Interactive, Limits, Policy, Roles, Score, World
 from etude.experience.types import RAW, Law
 from etude.learning.base import base
-from etude.learning.shared_acting import shared_acting
 from etude.learning.run import Run
 from etude.learning.served import ServedAdapter
 from etude.learning.sharded import shard
+from etude.learning.shared_acting import shared_acting
 from etude.learning.weights import Weights
 from etude.policies.zoo import load_policy, sized
 from etude.worlds.registry import load_world

@@ -24,7 +24,6 @@ from etude.policies.transformer import (
     Mix,
     Shape,
     Transformer,
-    product,
     rotary_angles,
 )
 

@@ -182,9 +182,9 @@ class MLP(nn.Module):
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """[T, D] and [O, D] -> x weight^T, [T, O]; as (weight x^T)^T on a CPU, where that is up to six times as fast for the
-    few rows of a decoding step. A single row is computed twice over, which is faster still than a product with a
-    vector: MKL reads the weights at 16 GB/s for one row and at 43 GB/s for two."""
+    """[T, D] and [O, D] -> x weight^T, [T, O]; as (weight x^T)^T on a CPU, where MKL is up to six times as fast at that
+    for the few rows of a decoding step. A single row is computed twice over: a product with a vector reads the weights
+    at less than half the speed."""
     if x.device.type != "cpu" or len(x) > FEW:
         return F.linear(x, weight)
     if len(x) == 1:
