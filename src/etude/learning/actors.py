@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import shutil
+import socket
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +58,14 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where the learner runs: relative paths and modules mean the same to an actor that has them too."""
+
+    folder: str
+    path: list[str]
+
+
+@dataclass(frozen=True)
 class Order:
     """What an actor is asked for: `n` members for each of `problems`."""
 
@@ -81,13 +91,13 @@ class Rolled:
 class Actor:
     """Acts in a process of its own, with what it builds there from the options of the run."""
 
-    def start(self, common: Common, keys: Keys, frozen: list[Any], folder: str) -> None:
-        """Builds policy, world and score; `frozen` refers to parameters that replace its own. Relative paths in
-        `common` are those of `folder`, where this machine has it."""
+    def start(self, common: Common, keys: Keys, frozen: list[Any], place: Place) -> None:
+        """Builds policy, world and score; `frozen` refers to parameters that replace its own."""
         from etude.learning.setting import equipped  # which imports this module
 
-        if os.path.isdir(folder):
-            os.chdir(folder)
+        if os.path.isdir(place.folder):
+            os.chdir(place.folder)
+        sys.path += [entry for entry in place.path if entry not in sys.path]
         torch.set_num_threads(common.ray.threads)
         self.common, self.fingerprint = common, ""
         policy: Any = load_policy(common.policy, keys.at("init"), device=common.device if common.ray.gpus else "cpu")
@@ -147,9 +157,10 @@ def spawn(options: Ray) -> Any:
 def connect(options: Ray) -> tuple[Any, Callable[[], None]]:
     """The module `ray`, connected, and how to let go of it again: what was not started here is left running.
 
-    A Ray of the run's own listens on the loopback interface alone, has no dashboard, reports to nobody, keeps its files
-    in a temporary folder and ends with this process, however that ends. Raises UserError where Ray is not
-    installed, does not start, or the cluster does not answer.
+    A Ray of the run's own listens on the loopback interface alone, has no dashboard, reports to nobody, keeps its
+    files in a temporary folder and ends with this process, however that ends (where it was killed, two of Ray's
+    agents look up only after a minute). Raises UserError where Ray is not installed, does not start, or the
+    cluster does not answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if options.address is None:
@@ -168,6 +179,7 @@ def connect(options: Ray) -> tuple[Any, Callable[[], None]]:
         cpus = options.actors * options.threads
         quiet |= {"num_cpus": cpus, "include_dashboard": False, "_temp_dir": scratch}
     try:
+        _knock(options.address)
         ray.init(address=options.address or "local", **quiet)
     except Exception as error:  # whatever Ray raises: ConnectionError, RuntimeError, ValueError, OSError, its own
         if scratch:
@@ -180,7 +192,16 @@ def connect(options: Ray) -> tuple[Any, Callable[[], None]]:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)
 
+    # Ray prints the death of a worker on our standard output, where a program may be reading; we say it ourselves.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     return ray, leave
+
+
+def _knock(address: str | None) -> None:
+    """Raises OSError where nobody listens, after which Ray itself would look for many minutes."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def lost() -> tuple[type[Exception], ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from etude.experience.keys import Keys
 from etude.experience.meter import Meter
 from etude.experience.protocols import Acting, Clock, Interactive, Roles, Score
 from etude.experience.types import Group, Problem
-from etude.learning.actors import Order, Snapshot, connect, lost, spawn, why
+from etude.learning.actors import Order, Place, Snapshot, connect, lost, spawn, why
 from etude.learning.weights import Weights
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Rollouts:
         self.many_turns = isinstance(setting.world, Interactive)
         self.options = common.ray
         self.ray, self._disconnect = connect(self.options)
-        self._build = (common, setting.run.keys, self._put(frozen), os.getcwd())
+        self._build = (common, setting.run.keys, self._put(frozen), Place(os.getcwd(), sys.path))
         self._guard = threading.Lock()  # between closing and replacing actors
         self._turn = threading.Lock()  # one draw at a time
         self._closed = False
