@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CHUNKS = 4  # of a draw, an actor
 DEATHS = 3  # of actors on the same chunk, after which the run is given up
 PATIENCE = 300.0  # seconds to wait for a first actor to be ready
 
@@ -191,17 +192,14 @@ class OnActors:
 
 
 def sizes(problems: int, actors: int) -> list[int]:
-    """How many problems each chunk has: all in one for one actor; for more, half an actor's share of those that are
-    left, so that the first are wide, as the engine likes, and the last are single groups, which wait for nobody
-    (guided self-scheduling, Polychronopoulos & Kuck, IEEE Transactions on Computers C-36, 1987).
+    """How many problems each chunk has: all in one for one actor; for more, `CHUNKS` chunks an actor, alike in size,
+    wide enough for the engine and small enough that nobody waits long for the last.
 
-    >>> sizes(32, 1), sizes(32, 2)
-    ([32], [8, 6, 5, 4, 3, 2, 1, 1, 1, 1])
+    >>> sizes(32, 1), sizes(32, 2), sizes(9, 2)
+    ([32], [4, 4, 4, 4, 4, 4, 4, 4], [2, 1, 1, 1, 1, 1, 1, 1])
     """
-    parts: list[int] = []
-    while left := problems - sum(parts):
-        parts.append(left if actors == 1 else -(-left // (2 * actors)))
-    return parts
+    count = min(problems, 1 if actors == 1 else CHUNKS * actors)
+    return [problems // count + (i < problems % count) for i in range(count)]
 
 
 def _names(problems: Sequence[Problem]) -> str:
