@@ -344,11 +344,13 @@ def wait_for(what, seconds):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
-def test_a_run_that_is_cut_leaves_no_process_and_resumes_to_the_same_end(tmp_path, how):
+@pytest.mark.parametrize(
+    ("how", "lag"), [(signal.SIGKILL, 0), (signal.SIGINT, 0), (signal.SIGINT, 1)], ids=["killed", "interrupted", "lag"]
+)
+def test_a_run_that_is_cut_leaves_no_process_and_resumes_to_the_same_end(tmp_path, how, lag):
     flags = ("--world", "chain_sum", "--policy", RUN["policy"], "--no-base", "--max-tokens", 6, "--eval-every", 0,
              "--eval-problems", 2, "--steps", 40, "--problems", 6, "--members", 4, "--optim.lr", 0.01,
-             "--checkpoint-every", 5, "--ray.actors", 1, "--out", "cut")  # fmt: skip
+             "--checkpoint-every", 5, "--ray.actors", 1, "--ray.lag", lag, "--out", "cut")  # fmt: skip
     process = spawn("train", "grpo", *flags, start_new_session=True)
     wait_for((tmp_path / "cut" / "checkpoints" / "000001").exists, 90)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -367,6 +369,12 @@ def test_a_run_that_is_cut_leaves_no_process_and_resumes_to_the_same_end(tmp_pat
         assert (process.returncode, out) == (130, "")
         assert err == "etude: interrupted: go on with `etude resume cut`\n"
     resume("cut")
+    if lag:  # alike in distribution alone: nothing is missing, and nothing is there twice
+        with Store("cut", read_only=True) as store:
+            assert store.metrics("lag")["lag"].step.tolist() == list(range(40))
+            assert store.count() == 40 * 6 * 4
+            assert store.steps()[-1]["meter"]["episodes"] == store.count()
+        return
     train("grpo", out="whole", **{**RUN, "steps": 40, "checkpoint_every": 5})
     assert said(tmp_path / "cut") == said(tmp_path / "whole")
 

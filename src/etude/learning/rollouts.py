@@ -118,9 +118,9 @@ class Rollouts:
                 if deaths[chunk] == DEATHS:
                     what = "while they started" if chunk is None else f"on problem {_names(orders[chunk].problems)}"
                     raise UserError(f"{DEATHS} Ray actors died {what}; the last: {why(error)}") from None
-                log.warning("a Ray actor died and is replaced: %s", why(error))
                 self._actors.remove(actor)
                 self._start()
+                log.warning("a Ray actor died and is replaced: %s", why(error))
                 if chunk is not None:
                     todo.appendleft(chunk)
             else:
