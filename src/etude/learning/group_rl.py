@@ -82,6 +82,11 @@ def compose(config: GroupRL, law_raw: bool) -> dict[Kind, Plug]:
 def group_rl(s: Setting, config: GroupRL) -> None:
     """Runs it."""
     plugs = compose(config, s.law.raw)
+    if s.ahead is not None and "logp_old" not in plugs["objective"].needs:
+        raise UserError(
+            f"objective {config.objective!r} takes no ratio to the policy that acted, so it cannot learn from one that "
+            "is behind: use ray.lag=0"
+        )
     options = config.options()
 
     def build(kind: Kind, **more: Any) -> Any:
@@ -98,7 +103,7 @@ def group_rl(s: Setting, config: GroupRL) -> None:
         s.roles(),
         steps=config.steps,
         curriculum=build("curriculum", world=s.world),
-        act=s.acting(build("acting")),
+        act=s.acting(build("acting"), late=True),
         score=s.score,
         shape=build("reward", limits=s.limits),
         select=build("selector"),
@@ -113,6 +118,7 @@ def group_rl(s: Setting, config: GroupRL) -> None:
         minibatches=config.minibatches,
         reference=s.reference() if getattr(objective, "kl_coef", 0.0) else None,
         watch=s.watch,
+        ahead=s.ahead,
     )
 
 

@@ -26,6 +26,7 @@ from etude.experience.protocols import (
 )
 from etude.experience.types import Group, Problem
 from etude.feedback.advantage import degenerate, trajectory_of
+from etude.learning.ahead import Gather, Locked
 from etude.learning.learner import Mask, Penalty, Seat, Term, update
 from etude.learning.run import Run
 from etude.objectives.reference import with_reference
@@ -142,23 +143,31 @@ def on_policy(
     extra: Callable[[Clock, Keys], Sequence[Term]] | None = None,
     watch: Watch | None = None,
     agent: str = "actor",
+    ahead: Callable[[Gather], Gather] | None = None,
 ) -> None:
     """Draw, act, feedback, select with refill, credit, update; then the curriculum hears of all.
 
     With a `reference`, actions get their log-probability under it; without a `credit`, no advantage. `extra`
     adds terms on other batches to every update. A step in which nothing was selected makes no update and is
-    counted (`empty_step`).
+    counted (`empty_step`). `ahead` may collect steps before their turn, in another thread (see `Ahead`).
     """
+    if ahead is not None:
+        curriculum = Locked(curriculum)
+
+    def gather(clock: Clock) -> Collected:
+        return collect(
+            roles, act, score, curriculum, clock, run.stream(clock),
+            problems=problems, members=members, shape=shape, select=select, max_draws=max_draws,
+        )  # fmt: skip
+
+    step = gather if ahead is None else ahead(gather)
     run.track("seat", seat)
     run.track("curriculum", curriculum)
     for clock in run.steps(steps):
         if watch is not None:
             watch(clock)
         keys = run.stream(clock)
-        found = collect(
-            roles, act, score, curriculum, clock, keys,
-            problems=problems, members=members, shape=shape, select=select, max_draws=max_draws,
-        )  # fmt: skip
+        found = step(clock)
         if found.groups:  # a curriculum may have nothing more to ask
             run.log(describe(found))
         run.keep(found.groups, found.kept)

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +99,7 @@ class Run:
         self._pending = _Pending()
         self._branches = 0
         self._number = 0
+        self.on_close = ExitStack()  # what else ends with the run
         try:
             ranks.together(self._restore)
         except BaseException:
@@ -283,8 +284,11 @@ class Run:
         return self.folder / "stages" / key.replace("/", "__")
 
     def close(self) -> None:
-        """Lets go of the run directory."""
-        self.store.close()
+        """Lets go of the run directory, and of whatever else ends with the run."""
+        try:
+            self.on_close.close()
+        finally:
+            self.store.close()
 
     def discard(self) -> None:
         """Removes the run directory if nothing has been done in it yet."""

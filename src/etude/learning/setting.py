@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from etude.acting.agent import PolicyAgent
@@ -18,10 +19,14 @@ from etude.audits.evaluate import evaluate
 from etude.audits.report import Evaluation
 from etude.experience.claims import BaseRecipe
 from etude.experience.errors import UserError, unknown
+from etude.experience.keys import Keys
 from etude.experience.meter import KINDS, Meter
 from etude.experience.protocols import Acting, Agent, Clock, Interactive, Limits, Policy, Roles, Score, World
 from etude.experience.types import RAW, Law
+from etude.learning.actors import Ray
+from etude.learning.ahead import Ahead, Gather
 from etude.learning.base import base
+from etude.learning.rollouts import OnActors, Rollouts
 from etude.learning.run import Run
 from etude.learning.served import ServedAdapter
 from etude.learning.sharded import shard
@@ -66,6 +71,7 @@ class Common:
     eval_samples: int = 1  # answers a problem, sampled at temperature 1
     device: str = "cpu"  # cpu or cuda
     checkpoint_every: int = 20  # steps between checkpoints
+    ray: Ray = field(default_factory=Ray)
     budget: tuple[str, ...] = ()  # kind=amount of the meter, e.g. tokens=1e6; the run ends once one is spent
 
     def __post_init__(self) -> None:
@@ -82,6 +88,8 @@ class Common:
                 "a server's weights cannot be changed over its protocol, only its adapter: "
                 "train one (--lora.rank 16), or leave out --server.url"
             )
+        if self.server.url is not None and self.ray.actors:
+            raise UserError("answers come from Ray actors or from a server: leave out --ray.actors or --server.url")
         for name in ("max_tokens", "eval_problems", "eval_samples", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -109,13 +117,39 @@ class Setting:
         """When an answer ends."""
         return Limits(max_tokens=self.common.max_tokens)
 
-    def acting(self, act: Acting) -> Acting:
-        """How this world is acted in: by `act`, or in episodes where it has many turns. Raises UserError
-        for a strategy of one answer in a world of many turns."""
+    def acting(self, act: Acting, late: bool = False) -> Acting:
+        """How this world is acted in: by `act`, or in episodes where it has many turns; on Ray actors where the run
+        has some. `late`: what was collected `ahead` can be learnt from. Raises UserError for a strategy of one
+        answer in a world of many turns, and for a lag where experience may not be late."""
         if act is not sample and isinstance(self.world, Interactive):
             raise UserError(f"world {self.world.name!r} has many turns, which only act=sample plays")
+        if self.common.ray.lag and not late:
+            raise UserError("ray.lag is for methods that act and learn by turns, step by step: with this one use 0")
+        if self.common.ray.actors:
+            meter = self._costs if self.common.ray.lag else self.run.meter
+            return OnActors(self._rollouts, act, meter, follow=not self.common.ray.lag)
         played = acting_for(self.world, act, self.run.meter, self.common.max_tokens)
         return shared_acting(played, self.policy, self.run.ranks, self.run.meter)
+
+    @property
+    def ahead(self) -> Callable[[Gather], Gather] | None:
+        """What collects ahead of the learner; None where the run is strictly on-policy."""
+        if not self.common.ray.lag:
+            return None
+        return lambda gather: Ahead(gather, self._rollouts, self._costs, self.run)
+
+    @cached_property
+    def _costs(self) -> Meter:
+        """Of what was collected ahead, until its step comes."""
+        return Meter()
+
+    @cached_property
+    def _rollouts(self) -> Rollouts:
+        """The Ray actors, which end with the run."""
+        taught = self.start == "base" and base_recipe(self.common) is not None  # not to be found on other machines
+        found = Rollouts(self, Weights(self.policy).frozen() if taught else {})
+        self.run.on_close.callback(found.close)
+        return found
 
     def roles(self) -> Roles:
         """The policy as the actor."""
@@ -154,19 +188,27 @@ class Setting:
 def setting(run: Run, common: Common, start: Start = "base") -> Setting:
     """Builds what `common` names. `start` says what a policy with random weights is first made into:
     "base" (taught until mediocre, see `BaseRecipe`) or "random"."""
+    if run.ranks.size > 1 and (common.ray.actors or common.server.url):
+        raise UserError("under torchrun every process acts for itself: leave out --ray.actors and --server.url")
     policy: Any = starting_policy(run, common, start)  # adapters fit some of the policies and refuse the others
+    policy, world, score = equipped(policy, common, run.keys)
+    policy = shard(policy, run.ranks)
+    run.track("policy", Weights(policy))
+    served = ServedAdapter(common.server, policy, run) if common.server.url is not None else None
+    return Setting(run, common, world, policy, score, start, served)
+
+
+def equipped(policy: Any, common: Common, keys: Keys) -> tuple[Any, World, Score]:
+    """The policy with the adapter, the world and the score that `common` names; `keys` are the run's."""
     world = world_for(policy, common)
     if common.lora.rank:
         from etude.policies.adapters import add_lora
 
-        policy = add_lora(policy, common.lora.rank, common.lora.alpha, keys=run.keys.at("lora"))
-    policy = shard(policy, run.ranks)
-    run.track("policy", Weights(policy))
-    served = ServedAdapter(common.server, policy, run) if common.server.url is not None else None
+        policy = add_lora(policy, common.lora.rank, common.lora.alpha, keys=keys.at("lora"))
     score: Score = world.score
     if common.reward:
         score = Rewards(common.reward, verifier=world.score, seconds=common.reward_seconds)
-    return Setting(run, common, world, policy, score, start, served)
+    return policy, world, score
 
 
 def starting_policy(run: Run, common: Common, start: Start) -> Policy:

@@ -24,6 +24,10 @@ class Weights:
     def _trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
 
+    def frozen(self) -> dict[str, nn.Parameter]:
+        """The parameters that do not learn, by name."""
+        return {name: p for name, p in self.policy.named_parameters() if not p.requires_grad}
+
     def state_dict(self) -> dict[str, Any]:
         """The trainable parameters by name, detached, and what else decides how they are read (the
         table's contexts)."""
