@@ -170,8 +170,8 @@ def test_layout_equals_a_dense_mask(lengths, causal, seed, branched):
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=200))
 def test_padding_is_less_than_the_tokens(lengths):
     layout = Layout(torch.tensor(lengths))
-    assert layout.padded < 2 * sum(lengths)
-    assert len(layout.blocks) <= np.log2(max(lengths)) + 1
+    assert layout.padded < 4 / 3 * sum(lengths)
+    assert len(layout.blocks) <= np.log(max(lengths)) / np.log(4 / 3) + 1
     assert layout.slot is None or layout.slot.unique().numel() == sum(lengths)
 
 

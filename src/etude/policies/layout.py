@@ -1,7 +1,7 @@
 """Attention over packed rows: pad by similar length, attend, unpad. No mask over the pack exists.
 
 Linear layers see the packed stream [T, ...]; only attention needs rows apart. Rows are sorted into
-blocks of similar length, so a block's padding is less than half of it and its cost is that of the
+blocks of similar length, so a block's padding is less than a quarter of it and its cost is about that of the
 rows alone. Causal attention needs no mask at all: padding stands to the right of every real token.
 """
 
@@ -108,13 +108,14 @@ class Layout:
 
 
 def _similar(sizes: list[int]) -> list[list[int]]:
-    """Rows by falling length, in blocks whose shortest row is more than half of the longest.
+    """Rows by falling length, in blocks whose shortest row is more than three quarters of the longest: fewer would
+    attend to more padding, more would be small.
 
-    There are at most log2(longest) + 1 blocks.
+    There are at most log(longest) / log(4 / 3) + 1 blocks.
     """
     blocks: list[list[int]] = []
     for row in sorted(range(len(sizes)), key=lambda r: -sizes[r]):
-        if blocks and 2 * sizes[row] > sizes[blocks[-1][0]]:
+        if blocks and 4 * sizes[row] > 3 * sizes[blocks[-1][0]]:
             blocks[-1].append(row)
         else:
             blocks.append([row])
