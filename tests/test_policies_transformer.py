@@ -175,6 +175,40 @@ def test_padding_is_less_than_the_tokens(lengths):
     assert layout.slot is None or layout.slot.unique().numel() == sum(lengths)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.1]))
+def test_what_rows_share_is_computed_once_and_changes_nothing(seed, worth):
+    rng = Keys(seed).numpy()
+    lm = tiny(seed=seed % 7)
+    rows = []
+    for _ in range(3):  # prompts, with answers that may begin alike or be equal
+        prompt = rng.integers(0, VOCAB, rng.integers(1, 12)).tolist()
+        rows += [(prompt, rng.integers(0, 2, rng.integers(1, 9)).tolist()) for _ in range(rng.integers(1, 5))]
+    batch = pack([example(*row) for row in rows])
+    seen = []
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("etude.policies.prefixes.WORTH", worth)
+        lm.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+        once = lm(batch, frozenset({"logp"})).logp
+        m.setattr("etude.policies.prefixes.WORTH", 2.0)
+        apart = lm(batch, frozenset({"logp"})).logp
+    distinct = len({tuple((p + a)[: i + 1]) for p, a in rows for i in range(len(p + a))})
+    assert seen[1] == len(batch.inputs)
+    assert distinct <= seen[0] <= seen[1]
+    torch.testing.assert_close(once, apart, atol=1e-5, rtol=0)
+    weight = torch.from_numpy(rng.normal(size=len(once))).float()
+    for parameter in lm.parameters():
+        gradients = [torch.autograd.grad(x @ weight, parameter, retain_graph=True)[0] for x in (once, apart)]
+        torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_answers_to_one_prompt_are_computed_after_it_once():
+    lm, seen = tiny(), []
+    lm.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    lm.logp(pack([example(list(range(20)), [20 + i, 1]) for i in range(4)]))
+    assert seen == [20 + 4 * 2]
+
+
 def test_branches_are_blind_to_one_another_through_the_whole_model():
     """Two answers after one prompt in one row, with branch labels and positions, equal two rows."""
     lm = tiny()

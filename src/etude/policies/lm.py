@@ -19,6 +19,7 @@ from etude.policies.fingerprint import Fingerprint
 from etude.policies.heads import HEADS, Heads
 from etude.policies.layout import Layout
 from etude.policies.outputs import Outputs
+from etude.policies.prefixes import shared
 from etude.policies.transformer import Linear, Shape, Transformer
 
 NEEDS = frozenset({"logp", "entropy", "logits", "hidden"}) | HEADS
@@ -112,7 +113,12 @@ class LM(nn.Module):
         longest = int(batch.lengths.max()) if batch.positions is None else int(positions.max()) + 1
         if longest > self.limit:
             raise UserError(f"a row of {longest} tokens does not fit this policy's limit of {self.limit}")
-        return self.model(batch.inputs, positions, layout)
+        plain = self.shape.causal and batch.branch is None and batch.positions is None and not self._taps
+        same = shared(batch.inputs, batch.lengths) if plain and not batch.inputs.is_floating_point() else None
+        if same is None:
+            return self.model(batch.inputs, positions, layout)
+        states = self.model(batch.inputs[same.kept], positions[same.kept], same.mix(layout))
+        return states.index_select(0, same.where)
 
     def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs:
         """Raises UserError for unknown needs, missing heads and rows that are too long."""

@@ -53,17 +53,17 @@ def grpo(machine: Machine) -> Iterator[Case]:
     gap = gradient_gap(lm)
     ours: list[float] = []
     theirs: list[float] = []
+    flops = 0.0
     for _ in range(BLOCKS):
-        ours += own_steps(lm)
+        times, costs = own_steps(lm)
+        ours += times
         theirs += their_steps(lm)
-    rows = SIZE.problems * SIZE.members
-    prompts = SIZE.members * sum(len(lm.tokenizer.prompt(p.prompt)) for p in problems(load_world(WORLD)))
-    floor = machine.floor(matrix_flops(lm.shape) * (rows * SIZE.tokens + 3 * (rows * SIZE.tokens + prompts)))
+        tokens = costs["prefilled"] + costs["sampled"] + 3 * costs["trained"]
+        flops += matrix_flops(lm.shape) * tokens / SIZE.steps / BLOCKS
+    work = f"GRPO step, tiny, {SIZE.problems} prompts x {SIZE.members} samples x {SIZE.tokens} tokens"
     yield Case(
-        f"GRPO step, tiny, {SIZE.problems} prompts x {SIZE.members} samples x {SIZE.tokens} tokens", "TRL GRPOTrainer",
-        tuple(ours), tuple(theirs),
-        2.0, floor=floor, same=f"loss and gradient within {gap:.0e}",
-        note="answers of random weights, most of full length; the floor is that of full length",
+        work, "TRL GRPOTrainer", tuple(ours), tuple(theirs), 2.0, floor=machine.floor(flops),
+        same=f"loss and gradient within {gap:.0e}", note="random weights, most answers of full length",
     )  # fmt: skip
     from etude.lab.bench.demo import demo
 
@@ -84,8 +84,8 @@ def reward(world: World, asked: Mapping[Any, Problem]) -> Any:
     return verified
 
 
-def own_steps(lm: LM) -> list[float]:
-    """Seconds of each step but the first of a run as a user would start it."""
+def own_steps(lm: LM) -> tuple[list[float], Mapping[str, float]]:
+    """Seconds of each step but the first of a run as a user would start it, and what all of it cost."""
     from etude.methods.api import train
 
     ticks = Ticks()
@@ -97,12 +97,12 @@ def own_steps(lm: LM) -> list[float]:
 
     with TemporaryDirectory() as scratch:
         save_policy(lm, Path(scratch) / "lm")
-        train(
+        run = train(
             "grpo", world=WORLD, policy=f"{scratch}/lm", out=f"{scratch}/run", steps=SIZE.steps,
             problems=SIZE.problems, members=SIZE.members, max_tokens=SIZE.tokens, eval_every=0, eval_problems=1,
             checkpoint_every=10**6, reporter=Reporter(), optim={"lr": SIZE.lr},
         )  # fmt: skip
-    return ticks.between()
+    return ticks.between(), run.meter.read()
 
 
 def their_steps(lm: LM) -> list[float]:
