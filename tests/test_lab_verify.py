@@ -237,6 +237,24 @@ def test_a_job_is_known_by_all_that_decides_its_run():
     assert len({job.digest, *(o.digest for o in others)}) == 7
 
 
+@pytest.mark.parametrize("place", [{"policy": "x"}, {"world": "x"}, {"data": "x"}, {"reward": ("x:f",)}])
+def test_a_job_is_known_by_the_files_it_reads(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "x"
+    if "policy" in place:  # a folder
+        path.mkdir()
+        path /= "weights"
+
+    def digest():
+        return Job("a", 0, "grpo", place.get("policy", "tiny"), {} if "policy" in place else place).digest
+
+    path.write_text("1")
+    before = digest()
+    assert digest() == before
+    path.write_text("2")
+    assert digest() != before
+
+
 def test_a_job_crosses_to_its_worker_with_all_its_defaults():
     job = Job("a", 0, "grpo", BaseRecipe("chain_sum"), after=Job("b", 0, "sft", "tiny"))
     assert pickle.loads(pickle.dumps(job)).digest == job.digest

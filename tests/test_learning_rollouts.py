@@ -315,6 +315,7 @@ FLAGS = ("--world", "chain_sum", "--policy", "table", "--no-base", "--problems",
         (["grpo", "--ray.address", "auto"], "ray.address needs actors to act"),
         (["grpo", "--ray.actors", -1], "must be at least 0"),
         (["rft", "--ray.actors", 1, "--ray.lag", 1], "ray.lag is for methods that act and learn by turns"),
+        (["grpo", "--ray.actors", 1, "--lora.rank", 1, "--server.url", "http://h:1"], "leave out --ray.actors or"),
         (["group-rl", "--ray.actors", 1, "--ray.lag", 1, "--objective", "nll", "--credit", "none"], "takes no ratio"),
     ],
 )

@@ -169,7 +169,7 @@ def test_what_a_server_cannot_learn_is_said_first(served, common, tmp_path):
 
 
 def test_under_another_law_the_evaluations_compare(served, common, tmp_path):
-    run = train("grpo", out=tmp_path / "r", objective="nll", temperature=0.7, **common, **SMALL, **LOUD)
+    run = train("grpo", out=tmp_path / "r", objective="nll", credit="none", temperature=0.7, **common, **SMALL, **LOUD)
     with Store(run.folder, read_only=True) as store:
         assert store.metrics("server_gap")["server_gap"].value.max() < 1e-3
     bodies = {body["temperature"] for body in served.seen}

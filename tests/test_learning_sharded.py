@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -19,10 +20,14 @@ from safetensors.numpy import load_file
 
 import etude
 import sharded
+from etude.acting.endpoint import Server
 from etude.experience.batch import Link, normalise, pack, split
+from etude.experience.errors import UserError
 from etude.experience.rows import example
 from etude.experience.store import Store
+from etude.learning.actors import Ray
 from etude.learning.ranks import SOLO, Ranks
+from etude.learning.setting import Common, Lora, setting
 from etude.learning.shares import micro_batches, shares
 from sharded import TINY, alone, metrics
 
@@ -338,3 +343,10 @@ def test_a_process_without_rows_repeats_the_smallest_micro_batch_for_nothing():
     data = rows([4, 9])
     parts = [list(micro_batches(data, 1000, Ranks(r, 4))) for r in range(4)]
     assert [[(len(m.inputs), k) for m, k in p] for p in parts].count([(5, 0.0)]) == 2
+
+
+@pytest.mark.parametrize("elsewhere", [{"ray": Ray(actors=1)}, {"server": Server("http://h:1"), "lora": Lora(1)}])
+def test_rollouts_elsewhere_are_refused_before_anything_is_built(elsewhere):
+    run = SimpleNamespace(ranks=SimpleNamespace(size=2))
+    with pytest.raises(UserError, match="under torchrun every process acts for itself"):
+        setting(run, Common(**elsewhere))

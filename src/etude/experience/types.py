@@ -7,6 +7,7 @@ decoded and tokenised again on the way to a loss.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -20,6 +21,14 @@ Ids = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def _read_only(values: dict[str, Any]) -> MappingProxyType[str, Any]:
+    return MappingProxyType(values)
+
+
+# What happened goes to workers and back whole, with its read-only mappings, which Python does not pickle by itself.
+copyreg.pickle(MappingProxyType, lambda mapping: (_read_only, (dict(mapping),)))
 
 
 class Message(TypedDict):

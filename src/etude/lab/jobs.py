@@ -7,7 +7,6 @@ Every job computes on one thread, so that how many run at once changes no result
 
 from __future__ import annotations
 
-import copyreg
 import json
 import multiprocessing
 import os
@@ -17,9 +16,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from etude.experience.claims import BaseRecipe, json_of
@@ -31,14 +30,6 @@ from etude.methods.catalog import entry
 
 HOME = Path("runs") / "lab"
 TICK = 0.5  # seconds between two looks at how far the jobs are
-
-
-def _reduce(mapping: MappingProxyType[Any, Any]) -> Any:
-    """A job goes to its worker whole, with the empty mappings that are its defaults, which do not pickle."""
-    return dict, (dict(mapping),)
-
-
-copyreg.pickle(MappingProxyType, _reduce)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +49,19 @@ class Job:
         """Of the code that decides the run."""
         return code_digest(entry(self.method).module)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Of everything that decides the run, and nothing else (not of what the arm is called)."""
+        """Of everything that decides the run, files that are read included, and nothing else (not of what the arm is
+        called)."""
         start = self.after.digest if self.after else json_of(self.policy)
-        known = [self.method, self.code, self.seed, start, json_of(self.options)]
+        known = [self.method, self.code, self.seed, start, json_of(self.options), self._files()]
         return blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+    def _files(self) -> list[str]:
+        """What the files and folders hold that the options and the starting policy name."""
+        rewards = [reward.split(":")[0] for reward in self.options.get("reward", ())]
+        named = [self.policy, self.options.get("world"), self.options.get("data"), *rewards]
+        return [_content(Path(name)) for name in named if isinstance(name, str) and Path(name).exists()]
 
     def folder(self, home: Path) -> Path:
         """Its run directory."""
@@ -72,6 +70,17 @@ class Job:
     def finished(self, home: Path) -> bool:
         """Whether it has been run to its end: the policy is the last thing a run writes."""
         return (self.folder(home) / "policy").is_dir()
+
+
+def _content(path: Path) -> str:
+    """A digest of a file, or of all files in a folder by name."""
+    digest = blake2b(digest_size=8)
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 Heard = Callable[[Job, float], None]  # a job and the share of it that is over

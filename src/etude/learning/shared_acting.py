@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copyreg
 from collections.abc import Sequence
-from types import MappingProxyType
-from typing import Any
 
 from etude.experience.keys import Keys
 from etude.experience.meter import Meter
@@ -13,14 +10,6 @@ from etude.experience.protocols import Acting, Clock, Policy, Roles, Score
 from etude.experience.types import Group, Problem
 from etude.learning.ranks import Ranks
 from etude.learning.sharded import whole
-
-
-def _read_only(values: dict[str, Any]) -> MappingProxyType[str, Any]:
-    return MappingProxyType(values)
-
-
-# Problems and calls hold read-only mappings, which Python does not pickle by itself.
-copyreg.pickle(MappingProxyType, lambda mapping: (_read_only, (dict(mapping),)))
 
 
 def shared_acting(act: Acting, policy: Policy, ranks: Ranks, meter: Meter | None = None) -> Acting:

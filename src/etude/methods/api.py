@@ -13,6 +13,7 @@ from typing import Any
 
 from etude.experience.errors import UserError, unknown
 from etude.experience.protocols import Policy
+from etude.learning.group_rl import GroupRL, compose
 from etude.learning.ranks import join
 from etude.learning.run import Reporter, Run, open_run
 from etude.learning.setting import Common, parse_budget, setting
@@ -57,6 +58,8 @@ def train(
         options["world_options"] = [f"{k}={json.dumps(v)}" for k, v in given.items()]
     common = build(Common, {k: v for k, v in options.items() if k in shared})
     config = build(chosen.config, {k: v for k, v in options.items() if k in own})
+    if isinstance(config, GroupRL):  # before a base model is taught for minutes
+        compose(config, law_raw=common.temperature == 1)
     name = name or slug
     if Path(name).name != name:
         raise UserError(f"name {name!r} should be a plain word: say where the run goes with out")

@@ -16,7 +16,7 @@ from etude.objectives.terms import Pure, counted, weighted
 Weight = Callable[[Tensor, Batch], Tensor | None]
 
 
-@register("objective", "nll")
+@register("objective", "nll", refuses={"advantage"}, why="it imitates every answer alike: use credit=none")
 @dataclass(frozen=True)
 class NLL(Pure):
     """loss = sum of weight x w x (-log p), over actions.
