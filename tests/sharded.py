@@ -89,7 +89,10 @@ def learnt(policy: Any, ranks: Ranks, objective: Any = None, steps: int = 3, wor
         logp = gathered.logp(batch()).tolist()
         if ranks.leads:  # alone: nothing is asked of the others
             assert policy.logp(batch()).tolist() == logp
-            assert policy.forward(batch(), frozenset({"logp"})).logp.tolist() == logp
+            forward = policy.forward(batch(), frozenset({"logp"}))
+            assert forward.logp.tolist() == pytest.approx(
+                logp, abs=1e-5
+            )  # with a gradient products may round otherwise
     assert policy.logp(batch()).tolist() == pytest.approx(logp, abs=1e-5)
     now = policy.fingerprint()
     assert now == policy.fingerprint()
