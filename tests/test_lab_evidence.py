@@ -160,6 +160,11 @@ def test_the_command_prints_every_method_and_its_verdict(kept, tmp_path, capfd, 
     Path("docs").mkdir()
     assert etude_("evidence", "--write").code == 0
     assert Path("docs/EVIDENCE.md").read_text() == evidence_page({"sec": kept})
+    drawn = sorted(Path("docs/evidence").glob("*.svg"))
+    Path("docs/evidence/gone.svg").write_text("<svg/>")
+    assert "removed docs/evidence/gone.svg" in etude_("evidence", "--write").out
+    assert sorted(Path("docs/evidence").glob("*.svg")) == drawn
+    assert "evidnce is not a folder of evidence files" in refused(etude_("evidence", "--folder", "evidnce"))
     Path("evidence/sec.json").write_text("{")
     assert "sec.json is cut off" in refused(etude_("evidence"))
 

@@ -30,11 +30,17 @@ class EvidenceFlags:
 def evidence(argv: Sequence[str]) -> None:
     """Prints the table of all methods, or writes the pages."""
     flags = parse(EvidenceFlags, argv, "evidence")
+    if flags.folder is not None and not Path(flags.folder).is_dir():
+        raise UserError(f"{flags.folder} is not a folder of evidence files")
     records = read_all(flags.folder)
     if flags.write:
         if not DOCS.is_dir():
             raise UserError("there is no docs/ here to write EVIDENCE.md to: go to the checkout's top folder")
-        for path, text in pages(records).items():
+        made = pages(records)
+        for path in set((DOCS / "evidence").glob("*.svg")) - set(made):  # of evidence that is gone or has changed
+            path.unlink()
+            print(f"removed {path}")
+        for path, text in made.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path}")
