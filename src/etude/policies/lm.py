@@ -107,7 +107,8 @@ class LM(nn.Module):
         return self
 
     def states(self, batch: Batch) -> Tensor:
-        """[T, D]: hidden states after the last norm. Raises UserError for a row beyond the limit."""
+        """[T, D]: hidden states after the last norm. What rows begin with alike passes the layers once, and hooks of
+        one's own see it once; under `tapped` all of it passes. Raises UserError for a row beyond the limit."""
         layout = Layout(batch.lengths, self.shape.causal, batch.branch)
         positions = layout.positions if batch.positions is None else batch.positions
         longest = int(batch.lengths.max()) if batch.positions is None else int(positions.max()) + 1
