@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from etude.lab.bench.engine import weights
 from etude.policies.transformer import Shape
 
 PROCESSES, RANK = 8, 16
@@ -25,12 +26,6 @@ def linear(s: Shape) -> list[tuple[int, int]]:
     return [*attention, (s.width, s.ffn), (s.width, s.ffn), (s.ffn, s.width)]
 
 
-def weights(s: Shape) -> int:
-    """Numbers in all matrices."""
-    tables = s.vocab * s.width * (1 if s.tie_embeddings else 2)
-    return tables + s.depth * sum(i * o for i, o in linear(s))
-
-
 def adapter(s: Shape) -> int:
     """Numbers in an adapter of rank RANK on every matrix of the layers."""
     return s.depth * RANK * sum(i + o for i, o in linear(s))
@@ -41,7 +36,8 @@ def rows() -> list[tuple[str, ...]]:
     share = (PROCESSES - 1) / PROCESSES
     out = [("model", "weights", "adapter", "torchrun: rollout", "torchrun: update", "Ray: all weights", "Ray: adapter")]
     for name, shape in MODELS.items():
-        full, lora = weights(shape) * FLOAT, adapter(shape) * FLOAT
+        embedding = 0 if shape.tie_embeddings else shape.vocab * shape.width
+        full, lora = (weights(shape) + embedding) * FLOAT, adapter(shape) * FLOAT
         sizes = (full, lora, full * share, 3 * full * share, full, lora)
         out.append((name, *(_size(n) for n in sizes)))
     return out

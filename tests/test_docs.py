@@ -17,7 +17,8 @@ from etude.app.main import COMMANDS, main
 from etude.methods.catalog import CATALOG
 
 CHECKOUT = Path(etude.__file__).parents[2]
-PAGES = [CHECKOUT / "README.md", CHECKOUT / "docs" / "index.md", *sorted((CHECKOUT / "docs" / "how-to").glob("*.md"))]
+DOCS = CHECKOUT / "docs"
+PAGES = [CHECKOUT / "README.md", *sorted(DOCS.glob("[a-zS]*.md")), *sorted((DOCS / "how-to").glob("*.md"))]
 
 
 def blocks(page, language):
@@ -85,3 +86,11 @@ def test_the_site_builds_without_a_dead_link(tmp_path):
     assert "smallest value of the negative ratio" in text  # a hyperparameter, by its comment
     assert "right answers alone" in text  # an endpoint
     assert "https://fonts." not in text
+
+
+def test_the_table_of_the_scale_guide_is_what_its_script_prints():
+    said = subprocess.run([sys.executable, DOCS / "scale.py"], capture_output=True, text=True, check=True).stdout
+    table, _, answers = said.strip().partition("\n\n")
+    page = (DOCS / "SCALE.md").read_text()
+    assert table in page
+    assert answers.rpartition(", ")[2] in page

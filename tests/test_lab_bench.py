@@ -2,6 +2,7 @@
 
 import copy
 import json
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import numpy as np
@@ -145,3 +146,14 @@ def test_misuse_is_a_line(words, line, capfd, tmp_path, monkeypatch):
     monkeypatch.setattr("etude.lab.bench.case.machine", lambda: MACHINE)
     monkeypatch.setattr("etude.lab.bench.scale.scale", lambda m: pytest.fail("it ran"))
     assert line in refused(runner(capfd)(*words))
+
+
+def test_a_missing_peer_is_a_line(capfd, monkeypatch):
+    def version(name):
+        if name == "trl":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr("etude.app.bench.version", version)
+    line = refused(runner(capfd)("bench", "scale"))
+    assert line.endswith("needs the package trl: pip install 'etude[bench]'")

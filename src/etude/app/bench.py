@@ -6,14 +6,14 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from etude.app.flags import parse
-from etude.experience.errors import unknown
+from etude.experience.errors import missing, unknown
 
 SUITES = {
     "engine": "generation against transformers.generate",
@@ -39,6 +39,10 @@ def bench(argv: Sequence[str]) -> None:
     flags = parse(BenchFlags, argv, "bench")
     if flags.suite not in (*SUITES, "all"):
         raise unknown("suite", flags.suite, (*SUITES, "all"))
+    try:
+        peers = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
+    except PackageNotFoundError as error:
+        raise missing(str(error.name), "bench", "comparing with the libraries of others") from None
     from etude.lab.bench.case import machine
     from etude.lab.evidence import write_json
 
@@ -52,7 +56,7 @@ def bench(argv: Sequence[str]) -> None:
     keep()  # a file that cannot be written is known before the runs
     print(
         f"{platform.processor() or platform.machine()}, {found.threads} threads: {found.flops / 1e9:.0f} GFLOP/s, "
-        f"{found.bytes / 1e9:.0f} GB/s; torch {version('torch')}, transformers {version('transformers')}\n"
+        f"{found.bytes / 1e9:.0f} GB/s; {peers}\n"
     )
     for suite in SUITES if flags.suite == "all" else [flags.suite]:
         head = ""

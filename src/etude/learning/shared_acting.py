@@ -39,8 +39,8 @@ def shared_acting(act: Acting, policy: Policy, ranks: Ranks, meter: Meter | None
             raise RuntimeError("processes of this job have drawn different problems")
         if meter:
             for r, (_, _, spent) in enumerate(found):
-                for kind, amount in spent.items():
-                    meter.charge(kind, amount if r != ranks.rank else 0.0)
+                for kind, amount in spent.items() if r != ranks.rank else ():
+                    meter.charge(kind, amount)
         parts = [iter(groups) for _, groups, _ in found]
         return [next(parts[owner[p.id]]) for p in problems]
 

@@ -176,9 +176,9 @@ class CacheDecoder:
         self.lengths, self.start = self.lengths[rows], self.start[rows]
         self.hidden = None if self.hidden is None else self.hidden[rows]
         if len(rows) > len(self.keys[0]):
-            old, self.end = (self.keys, self.values), self.end
+            old = (*self.keys, *self.values)
             self._allocate(len(rows), self.capacity)
-            for new, was in zip((*self.keys, *self.values), (*old[0], *old[1]), strict=True):
+            for new, was in zip((*self.keys, *self.values), old, strict=True):
                 new[:, :, : self.end] = was[:, :, : self.end].index_select(0, rows)
             return
         for tensors in (self.keys, self.values):

@@ -122,10 +122,10 @@ class Machine:
         return max(flops / self.flops, bytes / self.bytes)
 
 
-def machine(device: str = "cpu") -> Machine:
+def machine() -> Machine:
     """Measures it, in about a second."""
-    a = torch.randn(2048, 2048, device=device)
-    b = torch.ones(1 << 26, device=device)  # 256 MiB: beyond any cache
+    a = torch.randn(2048, 2048)
+    b = torch.ones(1 << 26)  # 256 MiB: beyond any cache
     c = torch.empty_like(b)
     return Machine(
         flops=2 * len(a) ** 3 / fastest(lambda: a @ a),

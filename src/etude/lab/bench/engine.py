@@ -81,10 +81,9 @@ def _case(
     ours_s, theirs_s = alternate(lambda: write(RAW), generator(model, contexts, tokens, stops), pairs)
     each = sum(written) / len(written)
     unique = {c.tobytes(): len(c) for c in contexts}
-    steps = max(len(c) for c in contexts) + tokens
     floor = machine.floor(
         flops=matrix_flops(lm.shape) * (sum(unique.values()) + each),
-        bytes=4 * weights(lm.shape) * min(tokens, steps),
+        bytes=4 * weights(lm.shape) * tokens,
     )
     return Case(
         work, "transformers.generate", ours_s, theirs_s, bar, floor=floor, same=f"all {len(ours)} greedy answers",

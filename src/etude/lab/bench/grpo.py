@@ -152,10 +152,8 @@ def gradient_gap(lm: LM) -> float:
         other.backward()
         gradients = {n: p.grad for n, p in theirs.model.named_parameters() if p.grad is not None}
     own = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None and n != "lm_head.weight"}
-    for g in (
-        own,
-        gradients,
-    ):  # transformers never trains the input embedding of the padding, which may be sampled here
+    # `transformers` does not train the input embedding of the padding, which random weights may sample.
+    for g in (own, gradients):
         g["model.embed_tokens.weight"][lm.tokenizer.pad] = 0
     norm = torch.cat([g.flatten() for g in own.values()]).norm()
     gap = max(float((own[n] - g).abs().max() / norm) for n, g in gradients.items())
