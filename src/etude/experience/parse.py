@@ -138,6 +138,11 @@ def tool_calls(text: str) -> Parsed:
     )
 
 
+def shows(text: str, answer: str) -> bool:
+    """Whether `answer` can be read in `text`, as a word or number of its own: "4" in "c = 4", not in "14" or "-4"."""
+    return bool(answer) and re.search(rf"(?<![\w-]){re.escape(answer)}(?!\w)", text) is not None
+
+
 def _parsed(text: str, found: Mapping[str, Sequence[Span]], faults: Sequence[str]) -> Parsed:
     return Parsed(
         {name: tuple(text[a:b] for a, b in spans) for name, spans in found.items()},

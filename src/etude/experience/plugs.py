@@ -21,6 +21,7 @@ OWNED = {
     "reference": "the reference policy",
     "boundary": "the task boundary",
     "whitening": "whitening over the batch",
+    "hints": "the hints of groups that failed",
 }
 
 

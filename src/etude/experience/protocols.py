@@ -316,6 +316,12 @@ class Curriculum(Stateful, Protocol):
     def observe(self, report: Report) -> None: ...
 
 
+class Listener(Stateful, Protocol):
+    """Whatever else must hear what came of every step."""
+
+    def observe(self, report: Report) -> None: ...
+
+
 class Schedule(Protocol):
     """A number that changes with the clock: KL weight, hint rate, discount, mixture."""
 

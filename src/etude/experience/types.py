@@ -233,3 +233,9 @@ class Group:
     def solved(self) -> float:
         """Share of members that the verifier calls correct."""
         return float(np.mean([m.correct for m in self.members])) if self.members else 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the verifier said no to every member; False where it had no word on one, and for no members."""
+        verdicts = [m.outcome.correct if m.outcome else None for m in self.members]
+        return bool(verdicts) and all(v is not None and not v for v in verdicts)

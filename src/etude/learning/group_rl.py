@@ -70,7 +70,7 @@ def compose(config: GroupRL, law_raw: bool) -> dict[Kind, Plug]:
         "objective": config.objective,
     }
     plugs = {kind: plug(kind, named[kind]) for kind in SLOTS}
-    check(list(plugs.values()), law_raw=law_raw)
+    check(list(plugs.values()), law_raw=law_raw, present={"world"})
     usual = type(config)().options()
     for (kind, name), given in config.options().items():
         changed = [option for option, value in given.items() if value != usual[kind, name][option]]
@@ -97,13 +97,15 @@ def group_rl(s: Setting, config: GroupRL) -> None:
     constant = config.constant
     if config.normalise == "constant" and constant is None:
         constant = config.problems * config.members / config.minibatches * s.limits.max_tokens
+    acting = build("acting", **({"world": s.world} if "world" in plugs["acting"].needs else {}))
+    listener = getattr(acting, "listener", None)  # what acting must hear of every step before it acts in the next
     on_policy(
         s.run,
         Seat(s.policy, config.optim, config.steps * config.epochs * config.minibatches),
         s.roles(),
         steps=config.steps,
         curriculum=build("curriculum", world=s.world),
-        act=s.acting(build("acting"), late=True),
+        act=s.acting(acting, late=listener is None),
         score=s.score,
         shape=build("reward", limits=s.limits),
         select=build("selector"),
@@ -119,6 +121,7 @@ def group_rl(s: Setting, config: GroupRL) -> None:
         reference=s.reference() if getattr(objective, "kl_coef", 0.0) else None,
         watch=s.watch,
         ahead=s.ahead,
+        listeners={"acting": listener} if listener is not None else {},
     )
 
 

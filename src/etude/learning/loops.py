@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from etude.experience.protocols import (
     Clock,
     Credit,
     Curriculum,
+    Listener,
     Objective,
     Policy,
     Report,
@@ -24,7 +25,7 @@ from etude.experience.protocols import (
     Score,
     Select,
 )
-from etude.experience.types import Group, Problem
+from etude.experience.types import NOTHING, Group, Problem
 from etude.feedback.advantage import degenerate, trajectory_of
 from etude.learning.ahead import Gather, Locked
 from etude.learning.learner import Mask, Penalty, Seat, Term, update
@@ -144,12 +145,14 @@ def on_policy(
     watch: Watch | None = None,
     agent: str = "actor",
     ahead: Callable[[Gather], Gather] | None = None,
+    listeners: Mapping[str, Listener] = NOTHING,
 ) -> None:
     """Draw, act, feedback, select with refill, credit, update; then the curriculum hears of all.
 
     With a `reference`, actions get their log-probability under it; without a `credit`, no advantage. `extra`
     adds terms on other batches to every update. A step in which nothing was selected makes no update and is
     counted (`empty_step`). `ahead` may collect steps before their turn, in another thread (see `Ahead`).
+    `listeners` hear what the curriculum hears, and their state is the run's to keep, under their names.
     """
     if ahead is not None:
         curriculum = Locked(curriculum)
@@ -163,6 +166,8 @@ def on_policy(
     step = gather if ahead is None else ahead(gather)
     run.track("seat", seat)
     run.track("curriculum", curriculum)
+    for name, listener in listeners.items():
+        run.track(name, listener)
     for clock in run.steps(steps):
         if watch is not None:
             watch(clock)
@@ -188,7 +193,9 @@ def on_policy(
             run.log({name: float(np.mean([m[name] for m in metrics if name in m])) for name in metrics[0]})
         else:
             run.log({"empty_step": 1.0})
-        curriculum.observe(Report(clock, found.groups, found.kept, gain))
+        report = Report(clock, found.groups, found.kept, gain)
+        for listener in (curriculum, *listeners.values()):
+            listener.observe(report)
     if watch is not None:
         watch(Clock(steps, steps, run.stage_name))
 
@@ -217,7 +224,8 @@ def rounds(
 
 
 def describe(found: Collected) -> dict[str, float]:
-    """What a step's experience looks like: reward, accuracy, length, and how it was selected."""
+    """What a step's experience looks like: reward, accuracy, length, how it was selected, and as `group/NAME` the
+    mean of every number that acting noted in the tags of groups, over the groups that have it."""
     members = [m for g in found.groups for m in g.members]
     judged = [m.correct for m in members if m.outcome is not None and m.outcome.correct is not None]
     calls = [c for m in members for c in m.calls]
@@ -234,6 +242,10 @@ def describe(found: Collected) -> dict[str, float]:
     parts = {name for m in members if m.outcome for name in m.outcome.parts}
     for name in sorted(parts):
         out[f"part/{name}"] = float(np.mean([m.outcome.parts.get(name, 0.0) for m in members if m.outcome]))
+    for name in sorted({name for g in found.groups for name in g.tags}):
+        noted = [g.tags[name] for g in found.groups if name in g.tags]
+        if all(isinstance(value, int | float) for value in noted):
+            out[f"group/{name}"] = float(np.mean(noted))
     return out
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from etude.experience.keys import Keys
+from etude.experience.parse import shows
 from etude.experience.protocols import Oracle
 from etude.experience.types import Problem
 
@@ -111,8 +112,7 @@ def repeated(steps: Sequence[Piece], keys: Keys) -> list[Piece]:
 
 def without_answer(tiers: Sequence[Sequence[str]], answer: str) -> tuple[tuple[str, ...], ...]:
     """The tiers of hints, less every hint in which the answer can be read."""
-    shown = re.compile(rf"(?<![\w-]){re.escape(answer)}(?!\w)")
-    kept = (tuple(h for h in tier if not shown.search(h)) for tier in tiers)
+    kept = (tuple(h for h in tier if not shows(h, answer)) for tier in tiers)
     return tuple(tier for tier in kept if tier)
 
 
