@@ -13,7 +13,7 @@ from etude.experience.store import Measured
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`metrics` by name (accuracy, pass@k, majority@k, length, entropy), and accuracy by category."""
+    """`metrics` by name (accuracy, pass@k, majority@k, length, entropy, part/NAME), and accuracy by category."""
 
     world: str
     split: str

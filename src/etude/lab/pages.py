@@ -25,11 +25,13 @@ writes this page; `etude verify METHOD` runs a claim.
 
 
 def evidence_page(records: Mapping[str, Record]) -> str:
-    """docs/EVIDENCE.md, from the records there are by slug."""
-    rows = [overview_row(entry, records.get(entry.slug)) for family in FAMILIES for entry in _of(family)]
+    """docs/EVIDENCE.md, from the records there are by the name of their claim."""
+    rows = [row for family in FAMILIES for entry in _of(family) for row in overview_rows(entry, records)]
     out = [HEAD, "## All methods", "", table([("", "method", "status", "main endpoint", "estimate"), *rows])]
-    for slug in (s for s in CATALOG if s in records):
-        out += ["", f"## {CATALOG[slug].name}", "", method_evidence(records[slug], f"evidence/{slug}")]
+    for name, record in records.items():
+        slug, _, word = name.partition(".")
+        title = f"{CATALOG[slug].name}: {word}" if word else CATALOG[slug].name
+        out += ["", f"## {title}", "", method_evidence(record, f"evidence/{name}")]
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -83,13 +85,19 @@ def main_metric(record: Record) -> str:
     return next((e["metric"] for e in record["endpoints"] if e["metric"] in drawn), record["endpoints"][0]["metric"])
 
 
-def overview_row(entry: Entry, record: Record | None) -> tuple[str, ...]:
-    """(number, slug, status, main endpoint, its estimate and interval) of one method."""
+def overview_rows(entry: Entry, records: Mapping[str, Record]) -> list[tuple[str, ...]]:
+    """(number, claim, status, main endpoint, its estimate and interval) of one method, and of each further claim."""
     number = "" if entry.number is None else f"{entry.number:02}"
-    if record is None:
-        return (number, entry.slug, "works" if entry.works else "planned", "", "")
-    first = record["endpoints"][0]
-    return (number, entry.slug, record["verdict"], first["name"], _interval(record, first))
+    rows: list[tuple[str, ...]] = [(number, entry.slug, "works" if entry.works else "planned", "", "")]
+    for name, record in records.items():
+        if name.partition(".")[0] == entry.slug:
+            first = record["endpoints"][0]
+            row = (number, name, record["verdict"], first["name"], _interval(record, first))
+            if name == entry.slug:
+                rows[0] = row
+            else:
+                rows.append(row)
+    return rows
 
 
 def _of(family: str) -> list[Entry]:

@@ -29,17 +29,16 @@ def describe(slug: str) -> dict[str, Any]:
     if slug not in CATALOG:
         raise Refused(404, f"there is no method {slug!r} in the catalogue")
     entry = CATALOG[slug]
-    found: dict[str, Any] = {"entry": entry, "family": FAMILIES[entry.family], "evidence": None}
+    found: dict[str, Any] = {"entry": entry, "family": FAMILIES[entry.family], "claims": []}
     if entry.works:
         from etude.methods.api import describe as described
 
-        claim = load(slug).METHOD.claim
+        claims = load(slug).METHOD.claims
         found |= {
             "doc": described(slug)["doc"],
             "options": list(flat(described(slug)["options"])),
-            "claim": claim.plain() if claim is not None else None,
+            "claims": [(name, c.plain(), evidence(name, c)) for name, c in claims.items()],
             "source": _source(entry),
-            "evidence": evidence(slug, claim),
         }
     return found
 
@@ -52,17 +51,17 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return out
 
 
-def evidence(slug: str, claim: Claim | None) -> dict[str, Any] | None:
-    """The record of a method's claim as it was run, with its drawings; None if it was not. `current` says whether
-    the claim has stayed the same since."""
-    record = read_evidence(slug)
+def evidence(name: str, claim: Claim) -> dict[str, Any] | None:
+    """The record of a claim as it was run, with its drawings; None if it was not. `current` says whether the claim
+    has stayed the same since."""
+    record = read_evidence(name)
     if record is None:
         return None
     try:
         drawn = {"curves": _curves(record), "intervals": _intervals(record)}
         return {"record": record, "current": current(record, claim), **drawn}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the evidence of {slug!r} is damaged: {type(error).__name__} {error}") from None
+        raise UserError(f"the evidence of {name!r} is damaged: {type(error).__name__} {error}") from None
 
 
 def _curves(record: Mapping[str, Any]) -> list[Markup]:
