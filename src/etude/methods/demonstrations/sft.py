@@ -32,6 +32,7 @@ class SFT:
     columns: tuple[str, ...] = ()  # ours=theirs, e.g. prompt=question
     demonstrations: int = 2000  # how many the oracle writes
     style: str = "plain"  # of the oracle's demonstrations
+    noise: float = 0.0  # share of the oracle's demonstrations that hold a fault
     normalise: By = "token"  # what the loss is a mean over
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, schedule="cosine", warmup=0.05))
 
@@ -58,7 +59,7 @@ def from_file(s: Setting, config: SFT) -> Examples:
 
 def from_oracle(s: Setting, config: SFT) -> Examples:
     """What the world's oracle writes for training problems."""
-    oracle = load_oracle(s.world)
+    oracle = load_oracle(s.world, config.noise)
     if config.style not in oracle.styles:
         raise UserError(f"style must be one of {', '.join(oracle.styles)}, not {config.style!r}")
     rows = []
