@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Mixture:
         edges = (answer[1:] != answer[:-1]).any(1).nonzero().flatten().add(1).tolist()
         for start, end in zip([0, *edges], [*edges, len(each)], strict=True):
             joint = each[start:end].cumsum(0).logsumexp(1)  # of the answer up to each action, up to 1 / K
-            first = torch.full_like(joint[:1], torch.tensor(float(len(self.policies))).log())
+            first = torch.full_like(joint[:1], log(len(self.policies)))
             out[start:end] = joint.diff(prepend=first)
         return out.float()
 
@@ -94,6 +95,19 @@ class Mixture:
         for i, policy in enumerate(self.policies):
             save(policy, folder / MEMBERS / f"{i:04d}")
         (folder / FILE).write_text(json.dumps({"members": len(self.policies)}) + "\n")
+
+
+def members(folder: Path) -> list[Path]:
+    """The folders of the members of a mixture that was saved. Raises UserError if one is missing."""
+    try:
+        count = int(json.loads((folder / FILE).read_text())["members"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"no mixture can be read from {folder}: {error}") from None
+    found = [folder / MEMBERS / f"{i:04d}" for i in range(count)]
+    for member in found:
+        if not member.is_dir():
+            raise UserError(f"no mixture can be read from {folder}: {member.name} of its {count} members is missing")
+    return found
 
 
 class MixtureDecoder:

@@ -6,6 +6,7 @@ exists and whoever settles on one of them loses to another. It isolates what lea
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import exp
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from etude.experience.errors import UserError, unknown
 from etude.experience.keys import Keys
 from etude.experience.types import Outcome, Problem
+from etude.worlds.working import Demonstration, Solution
 
 SPLITS = ("train", "test")
 RESPONSES = ("00", "01", "02", "10", "11", "12")
 GOOD = 3  # how many of them are in the cycle
 DOMINATED = (0.0, -0.5, -1.0)  # qualities of the others
 TOP, TRANSITIVE = (2.0, 2.0, 2.0), (4.0, 3.0, 2.0)  # of the good ones, in a cycle or ranked
+HABIT = 1.0  # evenness of the habits (Dirichlet)
 NONE = -2.0  # quality of whatever is no response
 EDGE = 0.9  # how often a response beats its successor in the cycle
 
@@ -32,8 +35,8 @@ class ChoiceWorld:
     good as any other such text, and worse than all.
 
     Three responses are good: each beats the next with probability 0.9, the last the first. With `cycle` false they have
-    a best and a second best instead. In all other pairs P(a > b) = sigmoid(quality of a - quality of b). Which responses
-    are which is drawn anew for every context. Both splits have the same contexts, under other names: what is measured
+    a best and a second best instead. In all other pairs P(a > b) = sigmoid(quality of a - quality of b). Which response
+    is which is drawn anew for every context. Both splits have the same contexts, under other names: what is measured
     is what was learnt, as in a game. Raises UserError on sizes that cannot be.
     """
 
@@ -93,3 +96,67 @@ class ChoiceWorld:
 @lru_cache(maxsize=4096)
 def _kinds(seed: int, context: int) -> NDArray[np.int64]:
     return Keys(seed).at("choice", context).numpy().permutation(len(RESPONSES))
+
+
+def transitive_choice(contexts: int = 20, seed: int = 0) -> ChoiceWorld:
+    """The same world with a best response to everything: its control."""
+    return ChoiceWorld(contexts, cycle=False, seed=seed)
+
+
+@dataclass(frozen=True)
+class ChoiceOracle:
+    """Knows a good response, and writes what is usually said: every context has habits of its own, shares of the
+    responses drawn once, which have nothing to do with what is good. There are no steps and no faults."""
+
+    world: ChoiceWorld
+    styles: tuple[str, ...] = field(default=("plain",), init=False)  # by habit
+    kinds: tuple[str, ...] = field(default=(), init=False)
+
+    def habits(self, problem: Problem) -> NDArray[np.float64]:
+        """f64[6]: how often each response is given, in the order of `responses`."""
+        draw = Keys(self.world.seed).at("habits", int(problem.meta["context"])).numpy()
+        return draw.dirichlet(np.full(len(RESPONSES), HABIT))
+
+    def demonstrate(self, problem: Problem, style: str, keys: Keys) -> str:
+        """A response by habit."""
+        return self.write(problem, ((), ""), style, keys).text
+
+    def solve(self, problem: Problem) -> Solution:
+        """No steps, and a good response."""
+        return (), next(r for r in RESPONSES if self.world.score(problem, r).correct)
+
+    def plan(self, problem: Problem, steps: Sequence[str]) -> str | None:
+        """None: there are no steps."""
+        return None
+
+    def check_step(self, problem: Problem, steps: Sequence[str], step: str) -> bool:
+        """No."""
+        return False
+
+    def hints(self, problem: Problem) -> tuple[tuple[str, ...], ...]:
+        """None."""
+        return ()
+
+    def parse(self, text: str) -> Solution:
+        """The response that a text begins with."""
+        return (), text[:2] if text[:2] in RESPONSES else ""
+
+    def explain(self, problem: Problem, text: str) -> str:
+        """Whether it is a response at all."""
+        return "another response is better" if self.parse(text)[1] else "no response"
+
+    def places(self, problem: Problem, kind: str) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    def work(self, problem: Problem, faults: Mapping[int, str], keys: Keys) -> Solution:
+        """As `solve`."""
+        return self.solve(problem)
+
+    def write(self, problem: Problem, solution: Solution, style: str, keys: Keys) -> Demonstration:
+        """A given answer, or one by habit where there is none. Raises UserError for an unknown style."""
+        if style not in self.styles:
+            raise unknown("style", style, self.styles)
+        drawn = keys.at("habit").numpy().choice(len(RESPONSES), p=self.habits(problem))
+        text = solution[1] or RESPONSES[int(drawn)]
+        return Demonstration(text, (((0, len(text)),),))
