@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 from etude.acting.agent import PolicyAgent
-from etude.acting.endpoint import Server
 from etude.acting.episodes import episodes
 from etude.acting.sample import sample
 from etude.audits.estimators import exact
 from etude.audits.evaluate import evaluate
 from etude.audits.report import Evaluation
 from etude.experience.claims import BaseRecipe
+from etude.experience.endpoint import Server
 from etude.experience.errors import UserError, unknown
 from etude.experience.keys import Keys
 from etude.experience.meter import KINDS, Meter

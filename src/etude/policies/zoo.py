@@ -80,6 +80,7 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
     from safetensors import SafetensorError
 
     from etude.policies.adapters import adapted, adapter_off, save_adapter
+    from etude.policies.mixture import Mixture
 
     folder = Path(folder)
     new = not folder.exists()
@@ -89,7 +90,9 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
         shutil.rmtree(place if new else place / ADAPTER, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
         model.tokenizer.save(place)
-        if adapted(model):
+        if isinstance(model, Mixture):
+            model.save(place, save_policy)
+        elif adapted(model):
             save_adapter(model, place / ADAPTER)
             with adapter_off(model):
                 model.save(place)
@@ -97,7 +100,7 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
             model.save(place)
         if new:
             place.rename(folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UserError) as error:
         if new:
             shutil.rmtree(place, ignore_errors=True)
         raise UserError(f"cannot write the policy to {folder}: {error}") from None
@@ -164,13 +167,15 @@ def _existing(name: str) -> Path:
 
 def _read(path: Path, dtype: torch.dtype) -> Any:
     """The policy in a folder or GGUF file, in our transformer where it can be, with its adapter."""
-    from etude.policies import checkpoint
+    from etude.policies import checkpoint, mixture
     from etude.policies.adapters import load_adapter
     from etude.policies.foreign import ForeignLM
     from etude.policies.lm import LM
     from etude.policies.table import FILE, TablePolicy
     from etude.policies.tokenizers import load_tokenizer
 
+    if (path / mixture.FILE).is_file():
+        return mixture.Mixture([_read(member, dtype) for member in mixture.members(path)])
     if path.is_file():
         ours = _architecture(path) == "llama"
     elif (path / FILE).is_file():

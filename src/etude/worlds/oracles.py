@@ -11,6 +11,7 @@ from etude.experience.keys import Keys
 from etude.experience.protocols import Oracle, World
 from etude.experience.types import Problem
 from etude.worlds.chain import ChainWorld
+from etude.worlds.choice import ChoiceOracle, ChoiceWorld
 from etude.worlds.oracle_countdown import CountdownOracle
 from etude.worlds.oracle_grid import MiniSudokuOracle
 from etude.worlds.oracle_sum import chain_oracle, chain_sum_oracle
@@ -38,7 +39,7 @@ def step_oracle(world: World) -> StepOracle:
     """The oracle of a world, never erring, with all that it can do. Raises UserError if there is none."""
     oracle = find_oracle(world)
     if oracle is None:
-        known = ", ".join(("chain", "sections", "textworld", *TASKS))
+        known = ", ".join(("chain", "choice", "sections", "textworld", *TASKS))
         raise UserError(f"world {world.name!r} has no oracle; worlds with one: {known}")
     return oracle
 
@@ -50,6 +51,8 @@ def find_oracle(world: World) -> StepOracle | None:
         return find_oracle(inner)
     if isinstance(world, ChainWorld):
         return chain_oracle(world)
+    if isinstance(world, ChoiceWorld):
+        return ChoiceOracle(world)
     if isinstance(world, TextWorld):
         return TextWorldOracle(world)
     if isinstance(world, SectionsWorld):

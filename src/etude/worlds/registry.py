@@ -13,6 +13,8 @@ from etude.worlds.tasks import TASKS
 
 WORLDS = {
     "chain": "etude.worlds.chain:ChainWorld",
+    "choice": "etude.worlds.choice:ChoiceWorld",
+    "choice-transitive": "etude.worlds.choice:transitive_choice",
     "data": "etude.worlds.data:DataWorld",
     "lock": "etude.worlds.lock:LockWorld",
     "retry": "etude.worlds.retry:RetryWorld",
@@ -30,7 +32,7 @@ def world_names() -> list[str]:
 def load_world(name: str, *, notation: str | None = None, **options: Any) -> World:
     """The world `name` with its options.
 
-    A name is a reasoning-gym task, `chain`, `lock`, `sections`, `textworld`, `data` (with `path=...`), the path of a
+    A name is a reasoning-gym task, `chain`, `choice`, `lock`, `points`, `sections`, `textworld`, `data` (with `path=...`), the path of a
     .jsonl or .parquet file or of a data folder, or `retry:` and the name of the world to retry.
     `notation` ("natural" or "compact") is for worlds that have several; the others do without it.
     Raises UserError on an unknown name or option, naming the nearest, or on a value that cannot be.
