@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from etude.acting.agent import PolicyAgent
-from etude.acting.sample import sample
 from etude.experience.errors import UserError
-from etude.experience.protocols import Clock, Policy
-from etude.experience.types import RAW, Problem, Prompt
+from etude.experience.protocols import Clock, Limits, Policy
+from etude.experience.types import Law, Problem, Prompt
 from etude.learning.setting import Setting, acting_for
 from etude.learning.shared_acting import shared_acting
 from etude.learning.weights import Weights
@@ -69,10 +68,11 @@ def held_back(s: Setting, count: int, seen: Collection[Prompt]) -> list[Problem]
 
 
 def validation(s: Setting, problems: list[Problem]) -> Callable[[], float]:
-    """What measures the policy as it stands: its mean reward on `problems`, answered once each at temperature 1.
-    The same random streams every time, and nothing is charged to the run."""
-    act = shared_acting(acting_for(s.world, sample, room=s.common.max_tokens), s.policy, s.run.ranks)
-    roles = {"actor": PolicyAgent(s.policy, "actor", RAW, s.limits)}
+    """What measures the policy as it stands: its mean reward on `problems`, answered once each as in an
+    evaluation. The same random streams every time, and nothing is charged to the run."""
+    room = s.common.eval_tokens or s.common.max_tokens
+    act = shared_acting(acting_for(s.world, s.act, room=room), s.policy, s.run.ranks)
+    roles = {"actor": PolicyAgent(s.policy, "actor", Law(temperature=s.common.eval_temperature), Limits(room))}
 
     def measure() -> float:
         groups = act(roles, problems, 1, s.score, Clock(1, 1, "validation"), s.run.keys.at("validate"))
