@@ -15,7 +15,9 @@ from etude.worlds.choice import ChoiceOracle, ChoiceWorld
 from etude.worlds.oracle_countdown import CountdownOracle
 from etude.worlds.oracle_grid import MiniSudokuOracle
 from etude.worlds.oracle_sum import chain_oracle, chain_sum_oracle
+from etude.worlds.points import PointsWorld
 from etude.worlds.sections import SectionsOracle, SectionsWorld
+from etude.worlds.teachers import PointsOracle, teaches
 from etude.worlds.textworld import TextWorld, TextWorldOracle
 from etude.worlds.working import Demonstration, Fault, Solution, StepOracle
 
@@ -39,7 +41,7 @@ def step_oracle(world: World) -> StepOracle:
     """The oracle of a world, never erring, with all that it can do. Raises UserError if there is none."""
     oracle = find_oracle(world)
     if oracle is None:
-        known = ", ".join(("chain", "choice", "sections", "textworld", *TASKS))
+        known = ", ".join(("chain", "choice", "points", "sections", "textworld", *TASKS))
         raise UserError(f"world {world.name!r} has no oracle; worlds with one: {known}")
     return oracle
 
@@ -55,6 +57,8 @@ def find_oracle(world: World) -> StepOracle | None:
         return ChoiceOracle(world)
     if isinstance(world, TextWorld):
         return TextWorldOracle(world)
+    if isinstance(world, PointsWorld) and teaches(world):
+        return PointsOracle(world)
     if isinstance(world, SectionsWorld):
         return SectionsOracle(world)
     build = TASKS.get(world.name)
