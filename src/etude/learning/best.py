@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from etude.experience.types import Law, Problem, Prompt
 from etude.learning.setting import Setting, acting_for
 from etude.learning.shared_acting import shared_acting
 from etude.learning.weights import Weights
+from etude.worlds.data import as_text
 
 VALIDATION = 1 << 21  # training problems of an endless world from this index on are kept for validation
 
@@ -54,11 +55,11 @@ def held_back(s: Setting, count: int, seen: Collection[Prompt]) -> list[Problem]
     trained on in an endless world, from the end in a finite one. Raises UserError where there are not so many."""
     size = s.world.size("train")
     indices = range(VALIDATION, VALIDATION + 64 * count) if size is None else range(size - 1, -1, -1)
-    found: dict[Prompt, Problem] = {}
+    known, found = set(map(as_text, seen)), dict[str, Problem]()
     for index in indices:
         problem = s.world.problem("train", index)
-        if problem.prompt not in seen:
-            found.setdefault(problem.prompt, problem)
+        if (prompt := as_text(problem.prompt)) not in known:
+            found.setdefault(prompt, problem)
         if len(found) == count:
             return list(found.values())
     raise UserError(
@@ -67,7 +68,7 @@ def held_back(s: Setting, count: int, seen: Collection[Prompt]) -> list[Problem]
     )
 
 
-def validation(s: Setting, problems: list[Problem]) -> Callable[[], float]:
+def validation(s: Setting, problems: Sequence[Problem]) -> Callable[[], float]:
     """What measures the policy as it stands: its mean reward on `problems`, answered once each as in an
     evaluation. The same random streams every time, and nothing is charged to the run."""
     room = s.common.eval_tokens or s.common.max_tokens

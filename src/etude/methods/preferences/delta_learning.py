@@ -1,9 +1,9 @@
-"""Delta learning: preferences between two weak sources of answers (arXiv 2507.06187, sections 2 to 5).
+"""Delta learning: preferences between two weak sources of answers (arXiv 2507.06187, sections 2 to 6).
 
-Problem: preference tuning is fed by answers of stronger models, or by a strong judge. Idea: a pair of answers that are
-both worse than the model still shows which way is better. Imitating the better one pulls the model down to it; a
-preference loss sees only the difference of the two, in which what they share, their common faults included, cancels, so
-that the model moves along the direction of quality and beyond both.
+Problem: preference tuning is fed by answers of stronger models, or by a strong judge. Idea: two answers that are both
+worse than the model still show which way is better. Imitating the better one pulls the model down to it; a preference
+loss sees only their difference, in which what they share, common faults included, cancels, and the model moves along
+the direction of quality, beyond both.
 
 A weak source W (a small model) and a weaker one w (smaller still, of the same family) answer the same prompts x. The
 pair is y+ ~ W(x) over y- ~ w(x), by who wrote it and with no judge: single pairs may be the wrong way round, what
@@ -14,55 +14,47 @@ itself as it starts, pi_0:
     L = - mean over pairs log sigmoid(beta h)
 
 over the |y| tokens of an answer and its end, the prompt masked. beta = 5 is large because h is per token. At the start
-the gradient is -(beta/2) times the mean of (s+ - s-), with s the score function per token of either answer: of the two
-sources only their difference is left. In logistic regression (section 6) that is ((y+ - y-)/2) x for labels 0 and 1:
-nothing where the teachers agree, and along w_W - w_w where they do not. Errors that the two do not share stay as noise,
-and the student drifts along the delta for ever, at last for the worse: one epoch at a small learning rate, and early
-stopping is part of the method.
+dL = -(beta/2) x mean of (s+ - s-), s the gradient of an answer's mean log-probability: only the difference of the
+sources is left. In logistic regression (section 6) that is ((y+ - y-)/2) x for labels of +-1: nothing where teachers
+agree. Errors that the two do not share stay as noise, and the student drifts along the delta for ever, at last for the
+worse: one epoch, a small learning rate and early stopping are part of the method.
 
-This file adds the pairs by source, from policies, files of completions or the world's oracle, and their curation:
-pairs with an empty, cut or over-long side, or with two identical ones, are dropped and counted. `objective` "nll" is the
-paper's baseline, imitation of W's answers over as many updates; swapped pairs are the two sources exchanged, pairs
-without a delta one source twice. Departures: weights are kept by held-back problems (the paper tunes the learning rate
-and the length of training); the schedule falls to 0 (the authors' code: to a tenth); batches and rates are laptop-sized
-(code: batch 32, peak rate 1e-8 to 5e-7 at 3B to 8B parameters).
+This file adds the pairs by source: policies, files of completions, or the world's oracle. Pairs with a missing, cut,
+empty or over-long side and those of two identical ones are dropped and counted. `objective` "nll" is the paper's
+baseline, imitation of W over as many updates; to swap the pairs exchange the sources, for no delta name one twice.
+Departures: the weights to keep are chosen by held-back problems (the paper tunes rate and length of training); the
+schedule falls to 0 (authors' code: to a tenth); rates and sizes are laptop-sized (code: peak rates of 1e-8 to 5e-7).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from etude.acting.agent import PolicyAgent
-from etude.acting.sample import sample
 from etude.curation.examples import Examples, pairs
 from etude.curation.pairing import differing, same_tokens
 from etude.experience.batch import Batch
-from etude.experience.claims import Arm, BaseRecipe, Claim, Endpoint, Metric
-from etude.experience.errors import UserError, unknown
+from etude.experience.claims import Arm, Claim, Endpoint, Metric
+from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.protocols import Clock, Interactive
-from etude.experience.rows import Row, example
-from etude.experience.types import Problem, Prompt
+from etude.experience.rows import Row
+from etude.experience.types import Problem
 from etude.learning.best import Best, held_back, validation
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import examples, fit
 from etude.learning.setting import Setting, named
+from etude.learning.sources import ORACLE, Texts, answers, taught
 from etude.methods.method import Method
 from etude.objectives.nll import NLL
 from etude.objectives.pairs import dpo_norm
 from etude.objectives.reference import ReferenceCache, with_reference
-from etude.policies.zoo import load_policy
 from etude.worlds.data import load_examples
-from etude.worlds.oracles import load_oracle
 from etude.worlds.registry import FILES
-
-ORACLE = "oracle:"  # what the name of a source begins with that is a style of the world's oracle
 
 
 @dataclass(frozen=True)
@@ -88,11 +80,12 @@ class DeltaLearning:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.beta <= 0 or self.validation < 0:
             raise UserError(f"beta must be above 0 and validation at least 0, not {self.beta} and {self.validation}")
-        needed = self.objective == "dpo-norm" or self.shuffled
-        if bool(self.data) == bool(self.chosen) or bool(self.data and self.rejected):
+        if bool(self.data) == bool(self.chosen) or (self.data and self.rejected):
             raise UserError("say whose answers are preferred to whose: --chosen and --rejected, or --data with pairs")
-        if needed and not (self.data or self.rejected):
-            raise UserError("a preference needs both sides: say whose answers are --rejected")
+        if self.objective == "dpo-norm" and not (self.data or self.rejected):
+            raise UserError("a preference has two sides: say whose answers are --rejected")
+        if self.objective == "nll" and self.shuffled:
+            raise UserError("shuffled turns pairs round, and objective=nll learns from none: leave out one of them")
 
 
 def train(s: Setting, config: DeltaLearning) -> None:
@@ -101,21 +94,21 @@ def train(s: Setting, config: DeltaLearning) -> None:
     if isinstance(s.world, Interactive):
         raise UserError(f"world {s.world.name!r} has many turns, and pairs are of single answers: use another")
     asked = problems(s, config)
+    held = held_back(s, config.validation, [p.prompt for p in asked]) if config.validation else []
     found = s.run.stage("collect", lambda: collect(s, config, asked))
-    s.run.stage("fit", lambda: learn(s, config, Examples.from_state(found["data"]), found["steps"], asked))
-    if config.validation:
+    s.run.stage("fit", lambda: learn(s, config, Examples.from_state(found["data"]), found["steps"], held))
+    if held:
         of = s.evaluate()
         kept = {f"kept/{name}": estimate for name, estimate in of.metrics.items()}
         s.run.evaluated(replace(of, metrics=kept, categories={}, items={}))
 
 
-def learn(s: Setting, config: DeltaLearning, data: Examples, steps: int, asked: Sequence[Problem]) -> None:
-    """The fit, which ends with the weights to keep."""
+def learn(s: Setting, config: DeltaLearning, data: Examples, steps: int, held: Sequence[Problem]) -> None:
+    """The fit. It ends with the weights that did best on the problems `held` back, or its last where there are none."""
     paired = config.objective == "dpo-norm"
     objective = dpo_norm(config.beta) if paired else NLL()
     draw, reference, seen = examples(data, config.batch, s.run), s.reference(), ReferenceCache()
-    best = s.run.track("best", Best(s.policy))
-    measure = validation(s, held_back(s, config.validation, {p.prompt for p in asked})) if config.validation else None
+    best, measure = s.run.track("best", Best(s.policy)), validation(s, held)
 
     def source(clock: Clock, keys: Keys) -> Batch:
         batch = draw(clock, keys)
@@ -123,14 +116,14 @@ def learn(s: Setting, config: DeltaLearning, data: Examples, steps: int, asked: 
 
     def watch(clock: Clock) -> None:
         s.watch(clock)
-        if measure is not None and s.due(clock):
+        if held and s.due(clock):
             score = measure()
             best.hear(score, clock.step)
             s.run.log({"validation": score})
 
     seat = Seat(s.policy, config.optim, steps)
     fit(s.run, seat, source, objective, steps, by=None if paired else "token", watch=watch)
-    if measure is not None:
+    if held:
         best.restore()
         s.run.log({"kept_step": best.step})
 
@@ -139,21 +132,33 @@ def learn(s: Setting, config: DeltaLearning, data: Examples, steps: int, asked: 
 
 
 def problems(s: Setting, config: DeltaLearning) -> list[Problem]:
-    """What is asked: the prompts of the first file there is, else the world's first training problems."""
-    file = next((f for f in (config.data, config.chosen, config.rejected) if f and f.endswith(FILES)), None)
+    """What is asked: the prompts of the first file there is, else the world's first training problems, of which a
+    finite world keeps those for validation."""
+    file = config.data or next((f for f in (config.chosen, config.rejected) if f.endswith(FILES)), None)
     if file is None:
         size = s.world.size("train")
-        return [s.world.problem("train", i) for i in range(min(config.problems, size or config.problems))]
-    kind: Any = "preference" if file == config.data else "completion"
+        count = config.problems if size is None else min(config.problems, max(1, size - config.validation))
+        return [s.world.problem("train", i) for i in range(count)]
+    kind: Any = "preference" if config.data else "completion"
     loaded = load_examples(file, kind, named(config.columns, "column"))[: config.problems]
     return [Problem(f"row/{i}", example.prompt) for i, example in enumerate(loaded)]
+
+
+def both_sides(s: Setting, config: DeltaLearning, asked: Sequence[Problem]) -> tuple[Texts, Texts]:
+    """The chosen and the rejected answer to each problem."""
+    if config.data:
+        loaded = load_examples(config.data, "preference", named(config.columns, "column"))[: len(asked)]
+        return [e.chosen for e in loaded], [e.rejected for e in loaded]
+    chosen = answers(s, config.chosen, "chosen", asked, config.columns)
+    nobody: Texts = [None] * len(asked)
+    return chosen, answers(s, config.rejected, "rejected", asked, config.columns) if config.rejected else nobody
 
 
 def collect(s: Setting, config: DeltaLearning, asked: Sequence[Problem]) -> dict[str, Any]:
     """The examples to learn from, and over how many updates: as many for imitation as for preference. Logs the pairs,
     what was dropped and why, and what the two sources are like. Raises UserError where nothing is left."""
     good, bad = both_sides(s, config, asked)
-    chosen, rejected = ([row_of(s, p, text) for p, text in zip(asked, of, strict=True)] for of in (good, bad))
+    chosen, rejected = ([taught(s, p, text) for p, text in zip(asked, of, strict=True)] for of in (good, bad))
     whole: list[tuple[Row, Row]] = []
     dropped = Counter(absent=0, empty=0, long=0)
     for a, b in zip(chosen, rejected, strict=True):
@@ -161,8 +166,8 @@ def collect(s: Setting, config: DeltaLearning, asked: Sequence[Problem]) -> dict
             whole.append((a, b))
         else:
             dropped[a if isinstance(a, str) else str(b)] += 1
-    kept, identical = differing(whole, same_tokens)
-    s.run.log({"pairs": len(kept), "dropped/identical": identical, **{f"dropped/{k}": n for k, n in dropped.items()}})
+    kept, dropped["identical"] = differing(whole, same_tokens)
+    s.run.log({"pairs": len(kept), **{f"dropped/{why}": count for why, count in dropped.items()}})
     s.run.log({**described(s, asked, good, "chosen"), **described(s, asked, bad, "rejected")})
     if config.shuffled:
         turned = s.run.keys.at("shuffled").numpy().random(len(kept)) < 0.5
@@ -170,55 +175,13 @@ def collect(s: Setting, config: DeltaLearning, asked: Sequence[Problem]) -> dict
     imitated = [row for row in chosen if isinstance(row, Row)]
     count = len(kept) if config.data or config.rejected else len(imitated)
     if not count:
-        raise UserError(
-            f"none of {len(asked)} prompts has two whole, different answers to prefer one of: {dict(dropped)}"
-        )
+        why = ", ".join(f"{n} {reason}" for reason, n in dropped.items() if n)
+        raise UserError(f"none of {len(asked)} prompts has two answers to choose between ({why})")
     data = Examples(imitated) if config.objective == "nll" else pairs(*zip(*kept, strict=True))
     return {"data": data.state_dict(), "steps": max(1, count * config.epochs // config.batch)}
 
 
-def both_sides(
-    s: Setting, config: DeltaLearning, asked: Sequence[Problem]
-) -> tuple[list[str | None], list[str | None]]:
-    """The chosen and the rejected answer to each problem; None where there is no finished one."""
-    if config.data:
-        loaded = load_examples(config.data, "preference", named(config.columns, "column"))[: len(asked)]
-        return [e.chosen for e in loaded], [e.rejected for e in loaded]
-    chosen = answers(s, config.chosen, "chosen", asked, config.columns)
-    return chosen, answers(s, config.rejected, "rejected", asked, config.columns) if config.rejected else [None] * len(
-        asked
-    )
-
-
-def answers(s: Setting, source: str, role: str, asked: Sequence[Problem], columns: Sequence[str]) -> list[str | None]:
-    """What a source answers. One source in both roles answers twice, independently. Raises UserError for a source
-    that is not there."""
-    if source.startswith(ORACLE):
-        oracle, style = load_oracle(s.world), source.removeprefix(ORACLE)
-        if style not in oracle.styles:
-            raise unknown("style of the oracle", style, oracle.styles)
-        return [oracle.demonstrate(p, style, s.run.keys.at("demonstrate", role, p.id)) for p in asked]
-    if source.endswith(FILES):
-        found = {e.prompt: e.completion for e in load_examples(source, "completion", named(columns, "column"))}
-        return [found.get(p.prompt) for p in asked]
-    policy = load_policy(source, s.run.keys.at("init"), device=s.common.device)
-    roles = {"actor": PolicyAgent(policy, role, s.law, s.limits, s.run.meter)}
-    groups = sample(roles, asked, 1, s.score, Clock(0, 1), s.run.keys.at("answer", role))
-    return [m.text if m.calls[-1].stop == "stop" else None for group in groups for m in group.members]
-
-
-def row_of(s: Setting, problem: Problem, text: str | None) -> Row | str:
-    """The row that teaches the student an answer, in its own tokens; else the word for why there is none."""
-    if text is None:
-        return "absent"
-    if not text.strip():
-        return "empty"
-    tokenizer = s.policy.tokenizer
-    row = example(tokenizer.prompt(problem.prompt), tokenizer.completion(text))
-    return row if len(row) <= s.policy.limit else "long"
-
-
-def described(s: Setting, asked: Sequence[Problem], texts: Sequence[str | None], role: str) -> dict[str, float]:
+def described(s: Setting, asked: Sequence[Problem], texts: Texts, role: str) -> dict[str, float]:
     """A source's mean length in characters, and its mean reward where the problems are the world's own."""
     given = [(p, text) for p, text in zip(asked, texts, strict=True) if text is not None]
     if not given:
@@ -229,4 +192,130 @@ def described(s: Setting, asked: Sequence[Problem], texts: Sequence[str | None],
     return out
 
 
-METHOD = Method("delta-learning", DeltaLearning, train)
+# --- the claims ----------------------------------------------------------------------------------
+
+
+def arm(name: str, chosen: str, rejected: str, role: Any = "control", **options: Any) -> Arm:
+    """An arm that starts from the stage "student" and learns from two sources: other arms, or the oracle."""
+    sources = {"chosen": chosen, "rejected": rejected}
+    if chosen.startswith(ORACLE):
+        return Arm(name, "delta-learning", {**options, **sources}, role=role, after="student")
+    return Arm(name, "delta-learning", options, role=role, after="student", uses=sources)
+
+
+def stage(name: str, steps: int, lr: float, after: str | None = None, **options: Any) -> Arm:
+    """A stage of supervised learning from the oracle, from random weights or after another."""
+    optim = {"lr": lr, "schedule": "cosine", "warmup": 0.05}
+    shared = {"steps": steps, "batch": 64, "eval_every": 0, "optim": optim}
+    return Arm(name, "sft", {**shared, **options}, role="stage", after=after)
+
+
+TINY = "tiny:width=64,depth=2,heads=2,ffn=192"
+
+CLAIM = Claim(
+    says="A student that is right more often than two weak models gains from preferences for the better one's answers "
+    "over the other's, while imitating the better one makes it worse. Swapped pairs make it worse too, and sources "
+    "without a delta give nothing.",
+    world="chain",
+    world_options={"kinds": {"sum": [4, 4]}},
+    policy=TINY,
+    options={"max_tokens": 16, "eval_every": 10, "eval_problems": 512},
+    arms=(
+        # One model that adds up well is taught three rates of faults: the same ones, but more of them the weaker it is.
+        stage("first", 1200, 2e-3, demonstrations=6000),
+        stage("weaker", 150, 1e-3, "first", demonstrations=6000, noise=0.8),
+        stage("weak", 150, 1e-3, "first", demonstrations=6000, noise=0.45),
+        stage("student", 150, 1e-3, "first", demonstrations=6000, noise=0.25),
+        arm("delta", "weak", "weaker", "method"),
+        arm("imitation", "weak", "weaker", "baseline", objective="nll"),
+        arm("swapped", "weaker", "weak"),
+        arm("no-delta", "weak", "weak", "ablation"),
+        arm("shuffled", "weak", "weaker", "ablation", shuffled=True),
+    ),
+    metrics={
+        "start": Metric("evaluation", "accuracy", "first", unit="%"),
+        "end": Metric("evaluation", "accuracy", unit="%"),
+        "kept": Metric("evaluation", "kept/accuracy", unit="%"),
+        "entropy": Metric("evaluation", "entropy", unit="nats"),
+    },
+    endpoints=(
+        Endpoint("the student as kept over its start", "effect", "kept", ("delta", "delta:start"), 0.03),
+        Endpoint("imitation ends below the start", "effect", "end", ("imitation:start", "imitation"), 0.03),
+        Endpoint("swapped pairs end below the start", "effect", "end", ("swapped:start", "swapped"), 0.03),
+        Endpoint("over one weak model against itself", "vanish", "kept", ("delta", "no-delta"), 0.03),
+        Endpoint("over shuffled pairs", "vanish", "kept", ("delta", "shuffled"), 0.03),
+        Endpoint("no gain without a delta", "vanish", "kept", ("no-delta", "no-delta:start"), 0.03, equal=True),
+    ),
+    tune="end",
+    grid=(1e-4, 2e-4),
+    minutes=2.0,
+)
+
+THREE, TWO = f"{ORACLE}3", f"{ORACLE}2"  # sections, of the same words as far as they go
+
+SECTIONS = Claim(
+    says="A student whose outlines have five sections, shown that three are better than two, comes to write more than "
+    "it did, and more the longer it learns. Imitating three it falls towards three, the reverse shortens, and three "
+    "over three others does nothing.",
+    world="sections",
+    policy=TINY,
+    options={"max_tokens": 128, "eval_every": 10, "eval_problems": 128},
+    arms=(
+        stage("student", 400, 2e-3, demonstrations=25600, style="drawn"),
+        arm("delta", THREE, TWO, "method", validation=0),
+        arm("imitation", THREE, TWO, "baseline", validation=0, objective="nll"),
+        arm("swapped", TWO, THREE, validation=0),
+        arm("no-delta", THREE, f"{THREE}-reworded", "ablation", validation=0),
+    ),
+    metrics={
+        "start": Metric("evaluation", "part/sections", "first"),
+        "end": Metric("evaluation", "part/sections"),
+        "mean": Metric("evaluation", "part/sections", "mean"),
+        "outlines": Metric("evaluation", "accuracy", unit="%"),
+    },
+    endpoints=(
+        Endpoint("more sections than at the start", "effect", "end", ("delta", "delta:start"), 0.5),
+        Endpoint("and rising", "effect", "end", ("delta", "delta:mean")),
+        Endpoint("imitation shortens", "effect", "end", ("imitation:start", "imitation"), 1.0),
+        Endpoint("swapped pairs shorten", "effect", "end", ("swapped:start", "swapped"), 0.3),
+        Endpoint("over three against three", "vanish", "end", ("delta", "no-delta"), 0.5),
+        Endpoint("three against three is nothing", "vanish", "end", ("no-delta", "no-delta:start"), 0.3, equal=True),
+    ),
+    tune="end",
+    grid=(3e-5, 1e-4),
+    minutes=1.5,
+)
+
+BETTER, WORSE = f"{ORACLE}0.35", f"{ORACLE}0.05"  # teachers by their cosine with the truth
+LABELS = {"problems": 4000, "batch": 100, "epochs": 20, "beta": 1.0, "validation": 1000}
+SGD = {"algorithm": "sgd", "schedule": "constant", "warmup": 0.0, "clip": 1e9}
+STUDENT = {**LABELS, "objective": "nll", "chosen": f"{ORACLE}0.60-apart", "epochs": 8, "validation": 0}
+
+LOGISTIC = Claim(
+    says="In logistic regression a student whose cosine with the truth is 0.6 gains from preferences of a teacher of "
+    "0.35 over one of 0.05 that shares most of its errors. Imitation of the better teacher takes it down to that one's "
+    "accuracy, swapped pairs take it down too, and shuffled ones give nothing.",
+    world="points",
+    world_options={"features": 100, "classes": 2, "condition": 1, "sharpness": 1000.0, "points": 5000, "test": 2000},
+    policy="classifier:features=100,classes=2",
+    options={"max_tokens": 1, "eval_temperature": 0.0, "eval_every": 20, "eval_problems": 2000, "optim": SGD},
+    arms=(
+        Arm("student", "delta-learning", {**STUDENT, "optim": {**SGD, "lr": 0.5}}, role="stage"),
+        arm("delta", BETTER, WORSE, "method", **LABELS),
+        arm("imitation", BETTER, WORSE, "baseline", **LABELS, objective="nll"),
+        arm("swapped", WORSE, BETTER, **LABELS),
+        arm("shuffled", BETTER, WORSE, "ablation", **LABELS, shuffled=True),
+    ),
+    metrics={name: CLAIM.metrics[name] for name in ("start", "end", "kept")},
+    endpoints=(
+        Endpoint("the student as kept over its start", "effect", "kept", ("delta", "delta:start"), 0.02),
+        Endpoint("imitation ends below the start", "effect", "end", ("imitation:start", "imitation"), 0.03),
+        Endpoint("swapped pairs end below the start", "effect", "end", ("swapped:start", "swapped"), 0.02),
+        Endpoint("over shuffled pairs", "vanish", "kept", ("delta", "shuffled"), 0.02),
+    ),
+    tune="end",
+    grid=(0.1, 0.3),
+    minutes=1.0,
+)
+
+METHOD = Method("delta-learning", DeltaLearning, train, claim=CLAIM, more={"sections": SECTIONS, "logistic": LOGISTIC})
