@@ -22,7 +22,9 @@ from etude.worlds.working import Demonstration, Solution
 SPLITS = ("train", "test")
 WORDS = tuple(c + v for c in "bdfgklmnprstvz" for v in "aeiou")
 SECTION = re.compile(r"# ([a-z]+) ([a-z]+)")
-REWORDED = "-reworded"
+REWORDED = "-reworded"  # how a style ends that writes other words than the problem's own
+LAST = 0.18  # how often a section is the last one
+SHARES = (*(LAST * (1 - LAST) ** k for k in range(11)), (1 - LAST) ** 11)  # of 1 to 12 sections, five on average
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,14 @@ class SectionsWorld:
     it has. Raises UserError on shares that cannot be.
     """
 
-    shares: tuple[float, ...] = (1, 2, 3, 4, 5, 4, 3, 2, 1)
+    shares: tuple[float, ...] = SHARES
     seed: int = 0
     name: str = field(default="sections", init=False)
     categories: tuple[str, ...] = field(default=("outline",), init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shares", tuple(self.shares))
-        if not sum(self.shares) > 0 or min(self.shares) < 0:
+        if not self.shares or min(self.shares) < 0 or not sum(self.shares) > 0:
             raise UserError(f"sections: shares {self.shares} must be at least 0, and one of them above")
 
     def size(self, split: str) -> int | None:
