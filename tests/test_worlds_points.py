@@ -139,3 +139,15 @@ def test_splits_and_classes_that_are_not_there():
     with pytest.raises(UserError, match="unknown class of points '7'"):
         world.problem("train", 0, "7")
     assert world.size("valid") == 0
+
+
+@pytest.mark.parametrize("options", [{"flips": 0.2}, {"kind": "gaussian", "condition": 1e4, "flips": 0.1}])
+def test_the_least_loss_is_that_of_logistic_regression(options):
+    from sklearn.linear_model import LogisticRegression
+
+    world = PointsWorld(points=500, features=5, **options)
+    x, y = world.arrays("train")
+    x = x / x.std(0)
+    model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=2000).fit(x, y)
+    logp = model.predict_log_proba(x)[np.arange(len(y)), y]
+    assert world.least_loss == pytest.approx(-logp.mean(), abs=1e-5)

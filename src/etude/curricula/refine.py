@@ -5,9 +5,9 @@ depend on g_t give the *last* iterate a bound, if they are made into steps by th
 
     eta_t = w_t (sum_{p>t} w_p) / (sum_p w_p),    E[f(x_T)] - f* <= (D^2 + sum_t w_t^2 |g_t|^2) / (2 sum_t w_t)
 
-With |g_t| <= G for all t the best weights are constant, and eta is exactly linear decay. With norms known from an earlier
-run of the same length they are w_t ~ |g_t|^-2. For updates of about unit size in every coordinate, as Adam's, the
-authors take the l1 norm and w_t ~ |g_t|_1^-1. Everything here is a pure function of f64[T] arrays, T updates.
+With |g_t| <= G for all t the best weights are constant, and eta is exactly linear decay. With norms known from an
+earlier run of the same length they are w_t ~ |g_t|^-2. For updates of about unit size in every coordinate, as Adam's,
+the authors take the l1 norm and w_t ~ |g_t|_1^-1. Everything here is a pure function of f64[T] arrays, T updates.
 """
 
 from __future__ import annotations
@@ -48,13 +48,6 @@ class Refined:
         """Where the shape is largest, as a share of the run."""
         return (int(self.shape.argmax()) + 1) / len(self.shape)
 
-    @property
-    def gain(self) -> float:
-        """The bound of linear decay over that of this shape, for the smoothed norms: what the theory for l2
-        norms promises."""
-        used = np.ones_like(self.weights) if self.fallback else self.weights
-        return bound(np.ones_like(used), self.norms) / bound(used, self.norms)
-
 
 def refine(norms: Sequence[float] | Floats, norm: Norm, smoothing: float = SMOOTHING) -> Refined:
     """The schedule for a run whose T updates had these gradient norms.
@@ -72,7 +65,9 @@ def refine(norms: Sequence[float] | Floats, norm: Norm, smoothing: float = SMOOT
         raise UserError(f"smoothing is a share of the run, from 0 to 1, not {smoothing}")
     usable = np.isfinite(given) & (given > 0)
     if not usable.any():
-        raise UserError(f"none of {len(given)} gradient norms is a number above 0: no schedule can be refined from them")
+        raise UserError(
+            f"none of {len(given)} gradient norms is a number above 0: no schedule can be refined from them"
+        )
     steps = np.arange(len(given))
     filled = np.interp(steps, steps[usable], given[usable])
     smoothed = smooth(filled, smoothing)
@@ -90,8 +85,6 @@ def smooth(norms: Floats, smoothing: float) -> Floats:
     So padded, the first norm is never smoothed, and one that is far too small would take all the weight: where there
     is a filter it is first brought into the range of the norms that the filter sees after it.
     """
-    from scipy.ndimage import median_filter
-
     half = int(smoothing * len(norms) // 2)
     if half == 0:
         return norms
