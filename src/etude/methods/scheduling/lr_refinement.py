@@ -192,6 +192,8 @@ def probes(s: Setting, data: Examples) -> dict[str, Probe]:
 
 SGD = {"algorithm": "sgd", "clip": 1e9, "schedule": "linear"}
 POINTS = {"steps": 600, "batch": 16, "eval_every": 0, "eval_problems": 64, "checkpoint_every": 300}
+TEXT = {"steps": 1000, "demonstrations": 4000, "max_tokens": 16, "eval_every": 0, "eval_problems": 64,
+        "checkpoint_every": 300, "optim": {"clip": 1e9, "schedule": "linear"}}  # fmt: skip
 MIDDLE = {"noise": 1.0, "noise_from": 1 / 3, "noise_to": 2 / 3}
 LATE = {"noise": 1.0, "noise_from": 0.7, "noise_to": 1.0}
 HALF_DECADES = (1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -274,15 +276,7 @@ LM = Claim(
     "in another order do not, and the run that follows them is no worse than linear decay.",
     world="chain_sum",
     policy="tiny:width=64,depth=2,heads=4,ffn=192",
-    options={
-        "steps": 1000,
-        "demonstrations": 4000,
-        "max_tokens": 16,
-        "eval_every": 0,
-        "eval_problems": 64,
-        "checkpoint_every": 300,
-        "optim": {"clip": 1e9, "schedule": "linear"},
-    },  # fmt: skip
+    options=TEXT,
     arms=(
         Arm("refined", "lr-refinement"),
         Arm("linear", "lr-refinement", {"passes": 1}, role="baseline"),
