@@ -40,7 +40,7 @@ import torch
 
 from etude.curation.examples import Examples
 from etude.curricula.gradient_log import logged_norms
-from etude.curricula.refine import SMOOTHING, Floats, Norm, effective, refine
+from etude.curricula.refine import SMOOTHING, Floats, Norm, bound, effective, refine
 from etude.experience.batch import Batch, By, normalise, pack
 from etude.experience.claims import Arm, Claim, Endpoint, Metric
 from etude.experience.errors import UserError
@@ -162,12 +162,15 @@ def refined(s: Setting, config: LRRefinement, norms: Floats) -> Floats:
     if config.shuffle:
         norms = s.run.keys.at("shuffle").numpy().permutation(norms)
     found = refine(norms, config.measure, config.smoothing)
+    flat = np.ones(config.steps)
     s.run.log(
         {
             "refined/start": float(found.shape[0]),  # as a share of the peak rate
             "refined/peak": found.peak,  # where it is, as a share of the updates
             "refined/effective": effective(found.weights) / config.steps,  # share of the updates that hold the weight
             "refined/fallback": float(bool(found.fallback)),
+            # what the theory for l2 norms promises, over what it promises of linear decay
+            "refined/bound": bound(flat if found.fallback else found.weights, found.norms) / bound(flat, found.norms),
         }
     )
     if found.fallback:
@@ -178,7 +181,7 @@ def refined(s: Setting, config: LRRefinement, norms: Floats) -> Floats:
 def probes(s: Setting, data: Examples) -> dict[str, Probe]:
     """`loss`: the mean -log p of training demonstrations, nats; `excess`: how far that of a linear classifier is above
     the least it can have."""
-    points = s.world if isinstance(s.world, PointsWorld) else None
+    points = s.world if isinstance(s.world, PointsWorld) and isinstance(s.policy, Classifier) else None
     seen = labelled(*points.arrays("train")) if points else pack(data.rows[:LOOKED_AT])
     seen = normalise(seen, "token").to(s.policy.device)
 
@@ -186,7 +189,7 @@ def probes(s: Setting, data: Examples) -> dict[str, Probe]:
         return -float((policy.logp(seen) * seen.actions["weight"]).sum())
 
     found: dict[str, Any] = {"loss": loss}
-    if points and isinstance(s.policy, Classifier) and not s.policy.hidden:
+    if points and not s.policy.hidden:  # type: ignore[attr-defined]
         found["excess"] = lambda policy, keys: loss(policy, keys) - points.least_loss
     return found
 
