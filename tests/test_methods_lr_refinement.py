@@ -254,7 +254,7 @@ def test_it_refines_a_checkpoint_of_transformers_on_a_data_file(tmp_path):
 
 
 def test_points_can_be_read_as_text(tmp_path):
-    made = run(tmp_path / "run", policy="tiny:depth=1,width=32", steps=2, max_tokens=2, passes=1)
+    made = run(tmp_path / "run", policy="tiny:depth=1,width=32", steps=2, max_tokens=2, passes=1, optim={})
     assert losses(made)["train", 2] < losses(made)["train", 0]
 
 

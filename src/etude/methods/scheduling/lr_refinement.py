@@ -189,7 +189,7 @@ def probes(s: Setting, data: Examples) -> dict[str, Probe]:
         return -float((policy.logp(seen) * seen.actions["weight"]).sum())
 
     found: dict[str, Any] = {"loss": loss}
-    if points and not s.policy.hidden:  # type: ignore[attr-defined]
+    if points and not s.policy.hidden:
         found["excess"] = lambda policy, keys: loss(policy, keys) - points.least_loss
     return found
 
