@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from etude.curation.examples import completion
-from etude.curricula.refine import refine
+from etude.curricula.refine import refine, smooth
 from etude.experience.batch import normalise, pack
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
@@ -67,6 +67,10 @@ def test_the_second_pass_has_the_schedule_of_the_norms_of_the_first(tmp_path):
     assert series(made, "lr", "train") == pytest.approx(shape)
     assert series(made, "refined/peak", "train/refine") == pytest.approx([(shape.argmax() + 1) / 40])
     assert series(made, "refined/fallback", "train/refine") == pytest.approx([0.0])
+    smoothed = smooth(norms, 0.2)
+    promised = (smoothed**-2).sum() ** -0.5 / (np.sqrt((smoothed**2).sum()) / 40)
+    assert series(made, "refined/bound", "train/refine") == pytest.approx([promised])
+    assert promised < 1
 
 
 def test_adam_reads_l1_norms_after_clipping(tmp_path):
@@ -247,6 +251,11 @@ def test_it_refines_a_checkpoint_of_transformers_on_a_data_file(tmp_path):
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     made = text(tmp_path / "run", str(tmp_path / "gpt2"), data=str(tmp_path / "data.jsonl"))
     assert losses(made)["train", 4] < losses(made)["train", 0]
+
+
+def test_points_can_be_read_as_text(tmp_path):
+    made = run(tmp_path / "run", policy="tiny:depth=1,width=32", steps=2, max_tokens=2, passes=1, optim={})
+    assert losses(made)["train", 2] < losses(made)["train", 0]
 
 
 @pytest.mark.parametrize(

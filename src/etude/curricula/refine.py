@@ -1,4 +1,4 @@
-"""A learning-rate schedule computed from gradient norms: arXiv 2310.07831, sections 2 and 3.
+"""A learning-rate schedule computed from gradient norms: arXiv 2310.07831.
 
 For convex f and steps x_{t+1} = x_t - eta_t g_t from a distance D of the optimum, any weights w_t > 0 that do not
 depend on g_t give the *last* iterate a bound, if they are made into steps by the share of weight still to come:
