@@ -38,6 +38,8 @@ class SFT:
         for name in ("steps", "batch", "demonstrations"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.noise <= 1:
+            raise UserError(f"noise is a share from 0 to 1, not {self.noise}")
 
 
 def train(s: Setting, config: SFT) -> None:
