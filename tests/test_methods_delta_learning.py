@@ -302,10 +302,11 @@ def test_sources_without_two_answers_are_refused_with_the_reasons(made, tmp_path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "say whose answers are preferred to whose"),
-        ({"chosen": "tiny", "data": "x.jsonl"}, "say whose answers are preferred to whose"),
-        ({"data": "x.jsonl", "rejected": "tiny"}, "say whose answers are preferred to whose"),
-        ({"chosen": "tiny"}, "say whose answers are --rejected"),
+        ({"chosen": "tiny", "data": "x.jsonl"}, "not from both"),
+        ({"data": "x.jsonl", "rejected": "tiny"}, "not from both"),
+        ({"chosen": "tiny"}, "name both --chosen and --rejected"),
+        ({"rejected": "tiny"}, "name both --chosen and --rejected"),
+        ({"rejected": "tiny", "objective": "nll"}, "name both --chosen and --rejected"),
         ({"data": "x.jsonl", "batch": 0}, "batch must be at least 1, not 0"),
         ({"data": "x.jsonl", "epochs": 0}, "epochs must be at least 1, not 0"),
         ({"data": "x.jsonl", "problems": 0}, "problems must be at least 1, not 0"),
@@ -322,6 +323,7 @@ def test_options_that_cannot_be(options, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({}, "say whose answers are preferred to whose"),
         ({"chosen": "oracle:plain", "rejected": "oracle:plain", "validation": 8}, "has no oracle"),
         ({"chosen": "no/such/policy", "rejected": "oracle:plain", "validation": 8}, "no policy at no/such/policy"),
         ({"data": "no-such.jsonl"}, "no-such.jsonl"),

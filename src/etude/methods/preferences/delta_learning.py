@@ -80,10 +80,12 @@ class DeltaLearning:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.beta <= 0 or self.validation < 0:
             raise UserError(f"beta must be above 0 and validation at least 0, not {self.beta} and {self.validation}")
-        if bool(self.data) == bool(self.chosen) or (self.data and self.rejected):
-            raise UserError("say whose answers are preferred to whose: --chosen and --rejected, or --data with pairs")
-        if self.objective == "dpo-norm" and not (self.data or self.rejected):
-            raise UserError("a preference has two sides: say whose answers are --rejected")
+        if self.data and (self.chosen or self.rejected):
+            raise UserError("pairs come from --data or from --chosen and --rejected, not from both")
+        if bool(self.chosen) < bool(self.rejected) or (
+            self.objective == "dpo-norm" and self.chosen and not self.rejected
+        ):
+            raise UserError("a preference has two sides: name both --chosen and --rejected")
         if self.objective == "nll" and self.shuffled:
             raise UserError("shuffled turns pairs round, and objective=nll learns from none: leave out one of them")
 
@@ -96,6 +98,8 @@ class DeltaLearning:
 def train(s: Setting, config: DeltaLearning) -> None:
     """Pairs, collected once; one fit on them; then the weights that did best on held-back problems. These are
     evaluated once more: metrics that begin with kept/."""
+    if not (config.data or config.chosen):
+        raise UserError("say whose answers are preferred to whose: --chosen and --rejected, or --data with pairs")
     if isinstance(s.world, Interactive):
         raise UserError(f"world {s.world.name!r} has many turns, and pairs are of single answers: use another")
     asked = problems(s, config)
@@ -216,8 +220,8 @@ def stage(name: str, steps: int, lr: float, after: str | None = None, **options:
 TINY = "tiny:width=64,depth=2,heads=2,ffn=192"
 
 CLAIM = Claim(
-    says="A student that is right more often than two weak models gains from preferences for the better one's answers "
-    "over the other's, while imitating the better one makes it worse. Swapped pairs make it worse too, and sources "
+    says="A student whose sampled answers are right more often than two weak models' gains from preferences for the "
+    "better one over the other, while imitating it makes the student worse. Swapped pairs do so too, and sources "
     "without a delta give nothing.",
     world="chain",
     world_options={"kinds": {"sum": [4, 4]}},
