@@ -2,7 +2,7 @@
 
 from etude.acting import sample
 from etude.curricula import curriculum, schedules
-from etude.feedback import advantage, overlong
+from etude.feedback import advantage, overlong, truncation
 from etude.learning import select
 from etude.objectives import clipped_pg, distil, nll, pairs, value
 
@@ -17,5 +17,6 @@ __all__ = [
     "sample",
     "schedules",
     "select",
+    "truncation",
     "value",
 ]
