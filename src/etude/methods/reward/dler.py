@@ -20,24 +20,25 @@ merging (section 5), for training data that is poorer than what the policy can d
 top(theta - theta_start), top being the largest quarter of each tensor.
 
 This file adds the credit rule, the objective's constants and the composition; the penalty (`feedback/truncation.py`),
-the selector `varied` and the merge (`policies/merge.py`) are shared. With credit = grpo, objective = grpo and selector = all
-it is GRPO with a truncation penalty. The paper's limit is `max_tokens`. The released code adds two terms that the
-paper does not mention, both off here: a cut answer keeps a tenth of its reward (`stop_properly`), and right answers get
-0.1 more advantage (`boost`); its filter reads the reward before that tenth, this one after. Its clipping is dual
-(`dual_clip` 10). Departures: problems a step, updates on it and the learning rate are laptop-sized (the paper: 512, 8
-of 64 problems, 1e-6); minibatches are of answers, not of whole groups; where `max_draws` do not fill a batch the step
-goes on with what there is.
+the selector `varied` and the merge (`policies/merge.py`) are shared. L is `max_tokens`. With credit = grpo, selector =
+all and clip_high = clip_low it is GRPO under the same penalty. The released code adds two terms that the paper does not
+mention, both off here: a cut answer keeps a tenth of its reward (`stop_properly`), and right answers get 0.1 more
+advantage (`boost`); it reads rewards before that tenth to choose groups, this one after; its clip is dual (`dual_clip`
+10). Departures: problems a step, updates on it and the learning rate are laptop-sized (the paper: 512, 8 of 64
+problems, 1e-6); minibatches are of answers, not of whole groups; where `max_draws` do not fill a batch the step goes on
+with what there is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
 
 from etude.experience.batch import Batch, By
+from etude.experience.claims import Arm, BaseRecipe, Claim, Endpoint, Metric
 from etude.experience.errors import UserError
 from etude.experience.plugs import Kind, register
 from etude.experience.protocols import Clock
@@ -152,4 +153,99 @@ def merge_with_start(s: Setting, config: DLER) -> None:
     s.watch(Clock(1, 1, s.run.stage_name))
 
 
-METHOD = Method("dler", DLER, train)
+def _chains(**kinds: tuple[int, int]) -> dict[str, Any]:
+    """Chains of ones and twos, whose last digit is asked, with every number of terms equally often."""
+    shares = {name: {"terms": terms, "share": terms[1] - terms[0] + 1} for name, terms in kinds.items()}
+    return {"kinds": shares, "numbers": (1, 2), "modulus": 10}
+
+
+# n terms take 2 n - 2 tokens, or with every step stated two to four times some three times as many.
+WORLD = _chains(short=(4, 5), medium=(6, 8), long=(9, 11))
+BASE = BaseRecipe(
+    "chain", WORLD, styles={"plain": 0.12, "verbose": 0.88}, policy="tiny",
+    shape={"width": 64, "depth": 3, "ffn": 192}, until=(0.70, 0.80), lr=3e-3, max_tokens=96,
+)  # fmt: skip
+GRPO = {"credit": "grpo", "clip_high": 0.2, "selector": "all"}
+ONE = {"world_options": _chains(medium=(7, 7)), "max_tokens": 12, "steps": 80}
+
+CLAIM = Claim(
+    says="Under the same truncation penalty, which more than halves the length of answers, DLER is right more often "
+    "than GRPO on the problems that need the longest ones, by its dynamic sampling, and loses nothing overall. Where "
+    "all problems are equally long there is nothing to gain.",
+    world="chain",
+    world_options=WORLD,
+    policy=BASE,
+    options={
+        "steps": 100, "problems": 8, "members": 8, "minibatches": 4, "max_tokens": 20,
+        "eval_tokens": 96, "eval_every": 25, "eval_problems": 1024,
+    },
+    arms=(
+        Arm("dler", "dler"),
+        Arm("grpo", "dler", GRPO, role="baseline"),
+        Arm("no-filter", "dler", {"selector": "all"}, role="ablation"),
+        Arm("dler-one-length", "dler", ONE, role="control"),
+        Arm("grpo-one-length", "dler", {**GRPO, **ONE}, role="control"),
+    ),
+    metrics={
+        "accuracy": Metric("evaluation", "accuracy", unit="%"),
+        "accuracy before": Metric("evaluation", "accuracy", "first", unit="%"),
+        "long": Metric("evaluation", "accuracy/long", unit="%"),
+        "length": Metric("evaluation", "length", better="lower", unit="tokens"),
+        "length before": Metric("evaluation", "length", "first", better="lower", unit="tokens"),
+        "entropy": Metric("evaluation", "entropy", unit="nats"),
+        "live": Metric("log", "live", "mean", unit="%"),
+    },
+    endpoints=(
+        Endpoint("long problems over GRPO", "effect", "long", ("dler", "grpo"), 0.05),
+        Endpoint("half as long as before", "effect", "length", ("dler", "dler:length before"), 2.0, ratio=True),
+        Endpoint("as accurate as before", "guard", "accuracy", ("dler", "dler:accuracy before"), 0.02),
+        Endpoint("long problems over no dynamic sampling", "vanish", "long", ("dler", "no-filter")),
+        Endpoint("one length, no gain", "vanish", "accuracy", ("dler-one-length", "grpo-one-length"), 0.05, equal=True),
+    ),
+    tune="accuracy", grid=(1e-4, 2e-4), minutes=2.0,
+)  # fmt: skip
+
+TOKENS = replace(
+    CLAIM,
+    says="DLER draws more answers for every update; GRPO with as many sampled tokens is no better on long problems.",
+    arms=(CLAIM.arms[0], Arm("grpo-longer", "dler", {**GRPO, "steps": 225, "eval_every": 75}, role="baseline")),
+    metrics={**CLAIM.metrics, "tokens": Metric("cost", "sampled")},
+    endpoints=(Endpoint("long problems at equal tokens", "guard", "long", ("dler", "grpo-longer"), 0.05),),
+)
+
+ENTROPY = replace(
+    CLAIM,
+    says="DLER ends with more entropy than GRPO under the same penalty.",
+    arms=CLAIM.arms[:2],
+    endpoints=(Endpoint("entropy over GRPO", "effect", "entropy", ("dler", "grpo")),),
+)
+
+NARROW = {"world_options": _chains(short=(4, 5)), "max_tokens": 8, "steps": 60, "merge": True}
+LOOK = {"steps": 1}  # seen before its one update
+
+MERGING = replace(
+    CLAIM,
+    says="Trained on short problems alone the policy forgets how to answer longer ones; what is merged into the start "
+    "regains most of that, and still answers in fewer tokens.",
+    options={**CLAIM.options, "eval_every": 0, "optim": {"lr": 2e-4}},
+    arms=(
+        Arm("narrow-end", "dler", {**NARROW, "keep": 1.0, "scale": 1.0}, role="stage"),
+        Arm("merged-end", "dler", NARROW, role="stage"),
+        Arm("merged", "dler", LOOK, after="merged-end"),
+        Arm("narrow", "dler", LOOK, role="ablation", after="narrow-end"),
+        Arm("start", "dler", LOOK, role="baseline"),
+    ),
+    metrics={
+        "accuracy": Metric("evaluation", "accuracy", "first", unit="%"),
+        "long": Metric("evaluation", "accuracy/long", "first", unit="%"),
+        "length": Metric("evaluation", "length", "first", better="lower", unit="tokens"),
+    },
+    endpoints=(
+        Endpoint("long problems regained", "effect", "long", ("merged", "narrow"), 0.05),
+        Endpoint("near the start again", "guard", "accuracy", ("merged", "start"), 0.10),
+        Endpoint("a third shorter than the start", "effect", "length", ("merged", "start"), 1.5, ratio=True),
+    ),
+    grid=(), minutes=1.0,
+)  # fmt: skip
+
+METHOD = Method("dler", DLER, train, claim=CLAIM, more={"tokens": TOKENS, "entropy": ENTROPY, "merging": MERGING})
