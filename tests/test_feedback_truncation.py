@@ -78,6 +78,15 @@ def test_cut_answers_are_none_of_the_right_ones_that_decide_the_limit():
     assert [m.reward for m in group.members] == [1, 1, 0, 0]
 
 
+def test_the_longest_answer_is_a_limit_of_each_turn():
+    turns = Trajectory(Problem("p", ""), answer(4000).calls * 2, outcome=Outcome(1.0, True))
+    last_cut = Trajectory(
+        Problem("p", ""), (*answer(9).calls, *answer(4000, stop="length").calls), outcome=Outcome(1.0)
+    )
+    assert shaped(Truncation(LIMITS), turns, last_cut).rewards.tolist() == [1, 0]
+    assert shaped(Truncation(LIMITS, lengths=(4000,)), turns).rewards.tolist() == [0]
+
+
 def test_several_thresholds():
     plan = Truncation(LIMITS, thresholds=(0.0, 0.4, 0.8), lengths=(4000, 3000, 2000, 10))
     assert [plan.limit(c) for c in (0, 0.1, 0.4, 0.41, 0.8, 0.9, 1)] == [4000, 3000, 3000, 2000, 2000, 10, 10]

@@ -1,5 +1,5 @@
-"""Truncation as a length penalty, with one limit or with limits that follow difficulty (DLER, arXiv 2510.15110,
-sections 3 and 4)."""
+"""Truncation as a length penalty, with one limit or with limits that follow difficulty: DLER and difficulty-aware
+DLER (arXiv 2510.15110)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Truncation:
 
     limits: Limits
     thresholds: tuple[float, ...] = ()
-    lengths: tuple[int, ...] = ()  # tokens; none: the longest answer alone
+    lengths: tuple[int, ...] = ()  # tokens; none: only what is cut is too long
     stop_properly: float = 0.0  # factor on the reward of an answer that was cut
 
     def __post_init__(self) -> None:
@@ -52,11 +52,10 @@ class Truncation:
         if not 0 <= self.stop_properly <= 1:
             raise UserError(f"stop_properly is a factor from 0 to 1, not {self.stop_properly}")
 
-    def limit(self, right: float) -> int:
-        """The limit in tokens of a problem of which this share of answers is right."""
-        if not self.lengths:
-            return self.limits.max_tokens
-        return self.lengths[sum(right > t for t in self.thresholds)]
+    def limit(self, right: float) -> float:
+        """The limit in tokens of a problem of which this share of answers is right; infinite without `lengths`, since
+        of several turns each may be as long as `limits` allows."""
+        return self.lengths[sum(right > t for t in self.thresholds)] if self.lengths else math.inf
 
     def __call__(self, groups: Sequence[Group], clock: Clock) -> list[Group]:
         """The groups with these rewards; the part `in_time` says which answers ended within their limit."""
@@ -75,7 +74,7 @@ class Truncation:
             return member
         return member.judged(replace(member.outcome, correct=False, parsed=None))
 
-    def _paid(self, member: Trajectory, limit: int) -> Trajectory:
+    def _paid(self, member: Trajectory, limit: float) -> Trajectory:
         """The reward, and that of each call, as far as the answer ended within `limit` tokens."""
         outcome = member.outcome
         assert outcome is not None

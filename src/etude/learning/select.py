@@ -23,9 +23,8 @@ class Mixed:
 
 @register("selector", "varied")
 class Varied:
-    """Only groups whose members' rewards differ, as a reward plug has left them: where all of them are cut, or all
-    are right but one of them is too long, `mixed` and this part (dynamic sampling of DLER, arXiv 2510.15110,
-    section 3)."""
+    """Only groups whose rewards differ, as a reward plug has left them: unlike `mixed`, also one whose members are all
+    right and some too long, and none whose right members all are (dynamic sampling of DLER, arXiv 2510.15110)."""
 
     def __call__(self, group: Group) -> bool:
         return not degenerate(group)

@@ -1,9 +1,9 @@
 """Two policies into one: a start and what was tuned from it, by arithmetic on their weights.
 
 theta = theta_base + scale top_keep(theta_tuned - theta_base), where top_keep leaves of every tensor the share `keep`
-of entries that are largest in size and makes the others 0: the update-selective merging of DLER (arXiv 2510.15110,
-section 5). The paper does not say whether the share is of each tensor or of all; it is of each, as in TIES (arXiv
-2306.01708, section 3). With keep = 1 this is linear interpolation, and with scale = 1/2 as well the plain average.
+of entries that are largest in size and makes the others 0: the update-selective merging of DLER (arXiv 2510.15110). The
+paper does not say whether the share is of each tensor or of all; it is of each here, as where TIES trims (arXiv
+2306.01708). With keep = 1 this is linear interpolation, and with scale = 1/2 as well the plain average.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""DLER: doing length penalty right (arXiv 2510.15110, sections 3 to 5; the authors' released code).
+"""DLER: doing length penalty right (arXiv 2510.15110; the authors' released code).
 
 Problem: models that reason write far more than they need, and training them to be short costs accuracy. Idea: the
 crudest penalty, a limit beyond which an answer gets reward 0, is good enough; what costs accuracy is the optimisation.
@@ -14,10 +14,10 @@ o_i, the ratio s_it = pi(o_it) / pi_old(o_it), d_it = log pi(o_it) - log pi_ref(
     A_i   = R'_i - mean over the group of R',   Anorm = (A - mean(A)) / std(A)     mean and std over the batch's tokens
     L     = - mean over tokens [ min(s Anorm, clip(s, 1 - 0.2, 1 + 0.28) Anorm) - 0.0005 d^2 / 2 ]
 
-where several updates are made on a batch. Difficulty-aware (section 4): L depends on the share c of the group's answers
-that are right, through `thresholds` and `lengths`; the paper takes 2000 tokens for c > 0.5, else 4000. Update-selective
-merging (section 5), for training data that is poorer than what the policy can do: at the end theta = theta_start + 0.7
-top(theta - theta_start), top being the largest quarter of each tensor.
+where several updates are made on a batch. Difficulty-aware DLER: L depends on the share c of the group's answers that
+are right, through `thresholds` and `lengths`; the paper takes 2000 tokens for c > 0.5, else 4000. Update-selective
+merging, for training data that is poorer than what the policy can do: at the end theta = theta_start + 0.7 top(theta -
+theta_start), top being the largest quarter of each tensor.
 
 This file adds the credit rule, the objective's constants and the composition; the penalty (`feedback/truncation.py`),
 the selector `varied` and the merge (`policies/merge.py`) are shared. L is `max_tokens`. With credit = grpo, selector =
@@ -222,7 +222,6 @@ ENTROPY = replace(
 
 NARROW = {"world_options": _chains(short=(4, 5)), "max_tokens": 8, "steps": 60, "merge": True}
 LOOK = {"steps": 1}  # seen before its one update
-
 MERGING = replace(
     CLAIM,
     says="Trained on short problems alone the policy forgets how to answer longer ones; what is merged into the start "
