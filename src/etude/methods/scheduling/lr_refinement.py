@@ -65,7 +65,7 @@ class LRRefinement:
 
     steps: int = 600  # T, updates in each pass
     batch: int = 32  # demonstrations an update
-    passes: int = 2  # 2: measure, refine, learn anew; 1: learn once, under the schedule of optim
+    passes: Literal[1, 2] = 2  # 2: measure, refine, learn anew; 1: learn once, under the schedule of optim
     norm: Literal["auto", "l2", "l1"] = "auto"  # of the gradients; auto: l2 for sgd, else l1
     smoothing: float = SMOOTHING  # share of the run that the median of norms is taken over
     shuffle: bool = False  # ablation: the norms are shuffled in time before they are refined
@@ -83,8 +83,6 @@ class LRRefinement:
         for name in ("steps", "batch", "demonstrations"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.passes not in (1, 2):
-            raise UserError(f"passes must be 1 or 2, not {self.passes}")
         if not 0 <= self.smoothing <= 1:
             raise UserError(f"smoothing is a share of the run, from 0 to 1, not {self.smoothing}")
         if self.noise < 0 or not 0 <= self.noise_from < self.noise_to <= 1:
