@@ -83,6 +83,8 @@ class LRRefinement:
         for name in ("steps", "batch", "demonstrations"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.passes not in (1, 2):
+            raise UserError(f"passes must be 1 or 2, not {self.passes}")
         if not 0 <= self.smoothing <= 1:
             raise UserError(f"smoothing is a share of the run, from 0 to 1, not {self.smoothing}")
         if self.noise < 0 or not 0 <= self.noise_from < self.noise_to <= 1:
