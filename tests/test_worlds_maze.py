@@ -14,7 +14,8 @@ from etude.experience.keys import Keys
 from etude.experience.protocols import World
 from etude.experience.types import Problem
 from etude.policies.tokenizers import CharTokenizer
-from etude.worlds.maze import Maze, MazeText, MazeWorld, maze_of
+from etude.worlds.maze import Maze, MazeWorld, maze_of
+from etude.worlds.maze_text import MazeText
 from etude.worlds.oracles import step_oracle
 from etude.worlds.registry import load_world
 from etude.worlds.search import AStar, Clause, astar, distances, is_way

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from etude.experience.errors import unknown
 from etude.experience.keys import Keys
 from etude.experience.types import Problem
-from etude.worlds.maze import MazeText, maze_of
+from etude.worlds.maze import maze_of
+from etude.worlds.maze_text import MazeText
 from etude.worlds.search import AStar, is_way
 from etude.worlds.working import MISSING, Demonstration, Piece, Solution, lay_out
 
