@@ -11,8 +11,10 @@ from etude.experience.keys import Keys
 from etude.experience.protocols import Oracle, World
 from etude.experience.types import Problem
 from etude.worlds.chain import ChainWorld
+from etude.worlds.maze import MazeWorld
 from etude.worlds.oracle_countdown import CountdownOracle
 from etude.worlds.oracle_grid import MiniSudokuOracle
+from etude.worlds.oracle_maze import MazeOracle
 from etude.worlds.oracle_sum import chain_oracle, chain_sum_oracle
 from etude.worlds.textworld import TextWorld, TextWorldOracle
 from etude.worlds.working import Demonstration, Fault, Solution, StepOracle
@@ -37,7 +39,7 @@ def step_oracle(world: World) -> StepOracle:
     """The oracle of a world, never erring, with all that it can do. Raises UserError if there is none."""
     oracle = find_oracle(world)
     if oracle is None:
-        known = ", ".join(("chain", "textworld", *TASKS))
+        known = ", ".join(("chain", "grid_maze", "textworld", *TASKS))
         raise UserError(f"world {world.name!r} has no oracle; worlds with one: {known}")
     return oracle
 
@@ -51,6 +53,8 @@ def find_oracle(world: World) -> StepOracle | None:
         return chain_oracle(world)
     if isinstance(world, TextWorld):
         return TextWorldOracle(world)
+    if isinstance(world, MazeWorld):
+        return MazeOracle(world.text)
     build = TASKS.get(world.name)
     return build(getattr(world, "notation", "natural")) if build else None
 
