@@ -10,7 +10,9 @@ import importlib.util
 import shutil
 import struct
 from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
+from string import ascii_letters
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,9 +33,10 @@ ZOO = {
 }
 SIZES = {
     "table": {"order": 32, "rows": 4096, "limit": 512, "actions": 0},
-    "tiny": {"width": 128, "depth": 4, "heads": 4, "ffn": 384, "limit": 1024},
-    "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 2048},
+    "tiny": {"width": 128, "depth": 4, "heads": 4, "ffn": 384, "limit": 1024, "nodes": 0},
+    "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 2048, "nodes": 0},
 }
+MAY_BE_0 = ("actions", "nodes")
 ADAPTER = "adapter"
 Dtype = Literal["float32", "bfloat16"]
 
@@ -45,8 +48,8 @@ def load_policy(
 
     `keys` draw the weights of `tiny` and `small`, the same on every device; `shape` changes their sizes
     (width, depth, heads, ffn, limit) or those of `table` (order, rows, limit, actions), as may the name
-    itself: "tiny:depth=2,width=64". Raises UserError for an
-    unknown name, a path that holds no policy, sizes that do not fit, and a device that is not there.
+    itself: "tiny:depth=2,width=64". With `nodes` the first so many letters are nodes of a graph: an edge "ab" and a
+    step ">a" are one token each. Raises UserError for an unknown name, a path that holds no policy, sizes that do not fit, and a device that is not there.
     """
     import torch
 
@@ -129,18 +132,21 @@ def _sizes(name: str, given: Mapping[str, int]) -> dict[str, Any]:
     for size, value in given.items():
         if size not in sizes:
             raise unknown(f"size of {name!r}", size, sizes)
-        if value < (size != "actions"):
+        if value < (size not in MAY_BE_0):
             raise UserError(f"{size} of {name!r} must be at least 1, not {value}")
         sizes[size] = value
     if "heads" in sizes and sizes["width"] % (2 * sizes["heads"]):
         raise UserError(f"width {sizes['width']} of {name!r} must be a multiple of twice its {sizes['heads']} heads")
+    if sizes.get("nodes", 0) > len(ascii_letters):
+        raise UserError(f"nodes of {name!r} are letters, at most {len(ascii_letters)}, not {sizes['nodes']}")
     return sizes
 
 
 def _new(name: str, sizes: dict[str, Any], keys: Keys, dtype: torch.dtype) -> Any:
     from etude.policies.tokenizers import CharTokenizer
 
-    tokenizer = CharTokenizer()
+    letters = ascii_letters[: sizes.pop("nodes", 0)]
+    tokenizer = CharTokenizer([a + b for a, b in permutations(letters, 2)] + [f">{a}" for a in letters])
     if name == "table":
         from etude.policies.table import TablePolicy
 

@@ -16,6 +16,7 @@ from etude.worlds.oracle_countdown import CountdownOracle
 from etude.worlds.oracle_grid import MiniSudokuOracle
 from etude.worlds.oracle_maze import MazeOracle
 from etude.worlds.oracle_sum import chain_oracle, chain_sum_oracle
+from etude.worlds.star import StarOracle, StarWorld
 from etude.worlds.textworld import TextWorld, TextWorldOracle
 from etude.worlds.working import Demonstration, Fault, Solution, StepOracle
 
@@ -39,7 +40,7 @@ def step_oracle(world: World) -> StepOracle:
     """The oracle of a world, never erring, with all that it can do. Raises UserError if there is none."""
     oracle = find_oracle(world)
     if oracle is None:
-        known = ", ".join(("chain", "grid_maze", "textworld", *TASKS))
+        known = ", ".join(("chain", "grid_maze", "star", "textworld", *TASKS))
         raise UserError(f"world {world.name!r} has no oracle; worlds with one: {known}")
     return oracle
 
@@ -55,6 +56,8 @@ def find_oracle(world: World) -> StepOracle | None:
         return TextWorldOracle(world)
     if isinstance(world, MazeWorld):
         return MazeOracle(world.text)
+    if isinstance(world, StarWorld):
+        return StarOracle()
     build = TASKS.get(world.name)
     return build(getattr(world, "notation", "natural")) if build else None
 

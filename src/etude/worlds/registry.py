@@ -17,6 +17,7 @@ WORLDS = {
     "grid_maze": "etude.worlds.maze:MazeWorld",
     "lock": "etude.worlds.lock:LockWorld",
     "retry": "etude.worlds.retry:RetryWorld",
+    "star": "etude.worlds.star:StarWorld",
     "textworld": "etude.worlds.textworld:TextWorld",
 }
 FILES = (".jsonl", ".parquet")
@@ -30,8 +31,8 @@ def world_names() -> list[str]:
 def load_world(name: str, *, notation: str | None = None, **options: Any) -> World:
     """The world `name` with its options.
 
-    A name is a reasoning-gym task, `chain`, `grid_maze`, `lock`, `textworld`, `data` (with `path=...`), the path of a
-    .jsonl or .parquet file or of a data folder, or `retry:` and the name of the world to retry.
+    A name is a reasoning-gym task, `chain`, `grid_maze`, `lock`, `star`, `textworld`, `data` (with `path=...`), the path
+    of a .jsonl or .parquet file or of a data folder, or `retry:` and the name of the world to retry.
     `notation` ("natural" or "compact") is for worlds that have several; the others do without it.
     Raises UserError on an unknown name or option, naming the nearest, or on a value that cannot be.
     """

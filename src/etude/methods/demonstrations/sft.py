@@ -15,11 +15,10 @@ from etude.experience.batch import By
 from etude.experience.errors import UserError
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import examples, fit
-from etude.learning.setting import Setting, named
+from etude.learning.setting import Setting
+from etude.learning.shown import shown
 from etude.methods.method import Method
 from etude.objectives.nll import NLL
-from etude.worlds.data import load_examples
-from etude.worlds.oracles import load_oracle
 
 
 @dataclass(frozen=True)
@@ -43,30 +42,11 @@ class SFT:
 
 def train(s: Setting, config: SFT) -> None:
     """One `fit` over the demonstrations, in epochs."""
-    data = from_file(s, config) if config.data else from_oracle(s, config)
+    pairs = shown(s, config.data, config.columns, config.demonstrations, config.style)
+    data = Examples([completion(s.policy.tokenizer, prompt, text, s.policy.limit) for prompt, text in pairs])
     source = examples(data, config.batch, s.run)
     seat = Seat(s.policy, config.optim, config.steps)
     fit(s.run, seat, source, NLL(), config.steps, by=config.normalise, watch=s.watch)
-
-
-def from_file(s: Setting, config: SFT) -> Examples:
-    """The rows of a data file."""
-    assert config.data is not None
-    loaded = load_examples(config.data, "completion", named(config.columns, "column"))
-    return Examples([completion(s.policy.tokenizer, e.prompt, e.completion, s.policy.limit) for e in loaded])
-
-
-def from_oracle(s: Setting, config: SFT) -> Examples:
-    """What the world's oracle writes for training problems."""
-    oracle = load_oracle(s.world)
-    if config.style not in oracle.styles:
-        raise UserError(f"style must be one of {', '.join(oracle.styles)}, not {config.style!r}")
-    rows = []
-    for i in range(config.demonstrations):
-        problem = s.world.problem("train", i)
-        text = oracle.demonstrate(problem, config.style, s.run.keys.at("demonstrate", problem.id))
-        rows.append(completion(s.policy.tokenizer, problem.prompt, text, s.policy.limit))
-    return Examples(rows)
 
 
 METHOD = Method("sft", SFT, train, start="random")
