@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from etude.acting import law as laws
-from etude.acting.sample import sample
+from etude.acting.sample import GIVES, sample
 from etude.experience.batch import Batch
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
@@ -32,7 +32,7 @@ Rule = Literal["confidence", "margin", "random"]
 LOGITS = frozenset({"logits"})
 
 
-@register("acting", "fill", gives=("group", "correct"), law="tilted")
+@register("acting", "fill", gives=GIVES, law="tilted")
 @dataclass(frozen=True)
 class Fill:
     """Samples of an actor that looks both ways, filled in an order of choice.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from etude.experience.protocols import Policy
+    from etude.policies.lm import LM
 
 ZOO = {
     "table": "a row of logits for every context: exact, for checks and pilots",
@@ -37,6 +38,7 @@ SIZES = {
     "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 2048, "nodes": 0},
 }
 MAY_BE_0 = ("actions", "nodes")
+NODE = 0.3  # standard deviation of a node's embedding
 ADAPTER = "adapter"
 Dtype = Literal["float32", "bfloat16"]
 
@@ -156,7 +158,24 @@ def _new(name: str, sizes: dict[str, Any], keys: Keys, dtype: torch.dtype) -> An
 
     heads, head_dim = sizes["heads"], sizes["width"] // sizes["heads"]
     shape = Shape(vocab=tokenizer.size, kv_heads=heads, head_dim=head_dim, **sizes)
-    return LM(shape, tokenizer, keys.torch()).to(dtype)
+    generator = keys.torch()
+    policy = LM(shape, tokenizer, generator)
+    _compose(policy, letters, generator)
+    return policy.to(dtype)
+
+
+def _compose(policy: LM, letters: str, generator: torch.Generator) -> None:
+    """Lets an edge begin as the sum of its nodes' embeddings, the second turned by half the width, and a step as that
+    of its node: as free vectors they take many times as long to learn."""
+    import torch
+
+    weight, encode = policy.model.embed_tokens.weight, policy.tokenizer.encode
+    with torch.no_grad():
+        node = {a: weight[0].new_empty(policy.shape.width).normal_(0.0, NODE, generator=generator) for a in letters}
+        for a in letters:
+            weight[int(encode(a)[0])] = weight[int(encode(f">{a}")[0])] = node[a]
+        for a, b in permutations(letters, 2):
+            weight[int(encode(a + b)[0])] = node[a] + node[b].roll(policy.shape.width // 2)
 
 
 def _existing(name: str) -> Path:
