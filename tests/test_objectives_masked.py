@@ -20,7 +20,7 @@ from etude.policies.tokenizers import CharTokenizer
 from small import small_lm
 
 TOKENS = CharTokenizer()
-ROWS = [canvas(TOKENS, prompt, text, 6, 32) for prompt, text in (("1+2=", "3"), ("ab", "cde"), ("?", "12345"), ("x", ""))]
+ROWS = [canvas(TOKENS, prompt, text, 32, 6) for prompt, text in (("1+2=", "3"), ("ab", "cde"), ("?", "12345"), ("x", ""))]
 KEYS = Keys(3)
 
 
@@ -110,7 +110,7 @@ def test_a_prefix_in_sight_is_next_token_training_with_a_prompt_that_is_seen_bot
 
 
 def test_with_one_token_to_hide_all_settings_are_the_same():
-    rows = [canvas(TOKENS, p, "", 1, 32) for p in ("a", "bc", "def")]
+    rows = [canvas(TOKENS, p, "", 32, 1) for p in ("a", "bc", "def")]
     prepared = [
         o.prepare(policy(), pack(rows), KEYS)
         for o in (MaskedLM(), MaskedLM(visible="prefix"), MaskedLM(rates=(1.0, 1.0)), MaskedLM(by="sequence"))
@@ -220,9 +220,9 @@ def test_a_canvas_is_the_answer_its_end_and_more_of_its_end():
 
 def test_what_does_not_fit_is_one_line():
     with pytest.raises(UserError, match="an answer of 4 tokens does not fit a canvas of 3: raise max_tokens: 'abc'"):
-        canvas(TOKENS, "x", "abc", 3, 32)
+        canvas(TOKENS, "x", "abc", 32, 3)
     with pytest.raises(UserError, match="a prompt of 6 tokens and 4 to fill are longer than the policy's context of 9"):
-        canvas(TOKENS, "abcde", "abc", 4, 9)
+        canvas(TOKENS, "abcde", "abc", 9, 4)
 
 
 def test_a_row_with_nothing_to_hide_is_refused():

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from etude.acting.endpoint import Server
 from etude.app.flags import parse
 from etude.app.progress import in_parts
+from etude.experience.endpoint import Server
 from etude.experience.errors import UserError
 
 PolicyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="POLICY")]

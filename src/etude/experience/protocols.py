@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from etude.experience.keys import Keys
 from etude.experience.types import Call, Group, Ids, Law, Message, Outcome, Problem, Prompt, Trajectory
@@ -80,6 +80,22 @@ class Interactive(World, Protocol):
         """A text environment: observations and actions are strings; `info` may hold `correct`,
         `valid`, `events`, `admissible`. Environments with `snapshot() -> bytes` and
         `restore(bytes)` can be branched from."""
+        ...
+
+
+@runtime_checkable
+class Preferring(World, Protocol):
+    """A world that knows which of two answers is better: `prefer` is the probability in [0, 1] that a beats b."""
+
+    def prefer(self, problem: Problem, a: str, b: str) -> float: ...
+
+
+@runtime_checkable
+class Game(Preferring, Protocol):
+    """A world whose answers to a problem can be counted: a finite symmetric game between two who answer."""
+
+    def responses(self, problem: Problem) -> tuple[str, ...]:
+        """All answers that count as one; whatever else is written is the same bad answer."""
         ...
 
 
@@ -252,10 +268,19 @@ class Teacher(Protocol):
     def reply(self, messages: Sequence[Message], about: Problem | None = None) -> str: ...
 
 
-class Judge(Protocol):
-    """`items` are (context, a, b, extra); a verdict is (value, probability, parsed)."""
+class Verdict(NamedTuple):
+    """A judge's word on a against b: `value` is 1 (a is better), 0 (b is) or what lies between (1/2: a tie),
+    `probability` how likely it holds a to be the better one. A verdict that was not `parsed` is a tie."""
 
-    def __call__(self, items: Sequence[tuple[str, str, str, Any]]) -> list[tuple[float, float, bool]]: ...
+    value: float
+    probability: float
+    parsed: bool = True
+
+
+class Judge(Protocol):
+    """`items` are (context, a, b, extra), with what the judge may need besides the texts in `extra`."""
+
+    def __call__(self, items: Sequence[tuple[str, str, str, Any]]) -> list[Verdict]: ...
 
 
 class Critic(Protocol):

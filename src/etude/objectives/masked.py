@@ -85,7 +85,7 @@ def hide(counts: Tensor, rates: tuple[float, float], draw: np.random.Generator) 
     return u >= torch.minimum(rate, largest)[row]
 
 
-def canvas(tokenizer: Tokenizer, prompt: Prompt, text: str, length: int, limit: int) -> Row:
+def canvas(tokenizer: Tokenizer, prompt: Prompt, text: str, limit: int, length: int) -> Row:
     """The row that teaches `text` as the answer to `prompt` on a canvas of `length` tokens: what is left of it after
     the token that ends the answer is filled with that token, so that nothing tells how long the answer is.
 

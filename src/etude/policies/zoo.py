@@ -1,6 +1,6 @@
 """Policies by name or path, and back to a folder.
 
-A folder that `save_policy` writes holds the model (a Hugging Face folder, or a table), its tokenizer,
+A folder that `save_policy` writes holds the model (a Hugging Face folder, a table or a classifier), its tokenizer,
 and the adapter beside it in `adapter/` if there is one.
 """
 
@@ -28,16 +28,18 @@ if TYPE_CHECKING:
 
 ZOO = {
     "table": "a row of logits for every context: exact, for checks and pilots",
+    "classifier": "classes of points: linear, or a small network with depth above 0, for world points",
     "tiny": "a transformer of 0.9M parameters over characters, with random weights",
     "small": "a transformer of 11M parameters over characters, with random weights",
     "smollm2": "SmolLM2-135M-Instruct, a pretrained chat model",
 }
 SIZES = {
     "table": {"order": 32, "rows": 4096, "limit": 512, "actions": 0},
+    "classifier": {"features": 20, "classes": 4, "depth": 0, "width": 64},
     "tiny": {"width": 128, "depth": 4, "heads": 4, "ffn": 384, "limit": 1024, "nodes": 0},
     "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 2048, "nodes": 0},
 }
-MAY_BE_0 = ("actions", "nodes")
+MAY_BE_ZERO = {("table", "actions"), ("classifier", "depth"), ("tiny", "nodes"), ("small", "nodes")}
 NODE = 0.3  # standard deviation of a node's embedding
 ADAPTER = "adapter"
 Dtype = Literal["float32", "bfloat16"]
@@ -48,10 +50,11 @@ def load_policy(
 ) -> Policy:
     """The policy called `name`, or the one in the folder or GGUF file of that path.
 
-    `keys` draw the weights of `tiny` and `small`, the same on every device; `shape` changes their sizes
-    (width, depth, heads, ffn, limit) or those of `table` (order, rows, limit, actions), as may the name
-    itself: "tiny:depth=2,width=64". With `nodes` the first so many letters are nodes of a graph: an edge "ab" and a
-    step ">a" are one token each. Raises UserError for an unknown name, a path that holds no policy, sizes that do not fit, and a device that is not there.
+    `keys` draw the weights of `tiny`, `small` and `classifier`, the same on every device; `shape` changes
+    their sizes (width, depth, heads, ffn, limit; of `table` order, rows, limit, actions; of `classifier`
+    features, classes, depth, width), as may the name itself: "tiny:depth=2,width=64". With `nodes` the first
+    so many letters are nodes of a graph: an edge "ab" and a step ">a" are one token each. Raises UserError for
+    an unknown name, a path that holds no policy, sizes that do not fit, and a device that is not there.
     """
     import torch
 
@@ -85,6 +88,7 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
     from safetensors import SafetensorError
 
     from etude.policies.adapters import adapted, adapter_off, save_adapter
+    from etude.policies.mixture import Mixture
 
     folder = Path(folder)
     new = not folder.exists()
@@ -94,7 +98,9 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
         shutil.rmtree(place if new else place / ADAPTER, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
         model.tokenizer.save(place)
-        if adapted(model):
+        if isinstance(model, Mixture):
+            model.save(place, save_policy)
+        elif adapted(model):
             save_adapter(model, place / ADAPTER)
             with adapter_off(model):
                 model.save(place)
@@ -102,7 +108,7 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
             model.save(place)
         if new:
             place.rename(folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UserError) as error:
         if new:
             shutil.rmtree(place, ignore_errors=True)
         raise UserError(f"cannot write the policy to {folder}: {error}") from None
@@ -134,7 +140,7 @@ def _sizes(name: str, given: Mapping[str, int]) -> dict[str, Any]:
     for size, value in given.items():
         if size not in sizes:
             raise unknown(f"size of {name!r}", size, sizes)
-        if value < (size not in MAY_BE_0):
+        if value < ((name, size) not in MAY_BE_ZERO):
             raise UserError(f"{size} of {name!r} must be at least 1, not {value}")
         sizes[size] = value
     if "heads" in sizes and sizes["width"] % (2 * sizes["heads"]):
@@ -147,6 +153,10 @@ def _sizes(name: str, given: Mapping[str, int]) -> dict[str, Any]:
 def _new(name: str, sizes: dict[str, Any], keys: Keys, dtype: torch.dtype) -> Any:
     from etude.policies.tokenizers import CharTokenizer
 
+    if name == "classifier":
+        from etude.policies.classifier import Classifier
+
+        return Classifier(**sizes, generator=keys.torch(), dtype=dtype)
     letters = ascii_letters[: sizes.pop("nodes", 0)]
     tokenizer = CharTokenizer([a + b for a, b in permutations(letters, 2)] + [f">{a}" for a in letters])
     if name == "table":
@@ -189,17 +199,21 @@ def _existing(name: str) -> Path:
 
 def _read(path: Path, dtype: torch.dtype) -> Any:
     """The policy in a folder or GGUF file, in our transformer where it can be, with its adapter."""
-    from etude.policies import checkpoint
+    from etude.policies import checkpoint, classifier, mixture
     from etude.policies.adapters import load_adapter
     from etude.policies.foreign import ForeignLM
     from etude.policies.lm import LM
     from etude.policies.table import FILE, TablePolicy
     from etude.policies.tokenizers import load_tokenizer
 
+    if (path / mixture.FILE).is_file():
+        return mixture.Mixture([_read(member, dtype) for member in mixture.members(path)])
     if path.is_file():
         ours = _architecture(path) == "llama"
     elif (path / FILE).is_file():
         return TablePolicy.load(path, load_tokenizer(path), dtype)
+    elif (path / classifier.FILE).is_file():
+        return classifier.Classifier.load(path, dtype)
     else:
         ours = checkpoint.model_type(path) in checkpoint.FAMILIES
     policy: Any = (LM if ours else ForeignLM).load(path, load_tokenizer(path), dtype)

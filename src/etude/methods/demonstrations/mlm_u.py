@@ -30,15 +30,15 @@ authors' evaluation gives the length away; sizes are for a laptop.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from etude.acting.fill import Fill
-from etude.curation.examples import Examples
 from etude.experience.batch import By
 from etude.experience.errors import UserError
+from etude.learning.demonstrations import demonstrations
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import examples, fit
 from etude.learning.setting import Setting
-from etude.learning.shown import shown
 from etude.methods.method import Method
 from etude.objectives.masked import MaskedLM, Visible, canvas
 from etude.policies.lm import LM
@@ -75,9 +75,9 @@ def train(s: Setting, config: MLMU) -> None:
         )
     s.policy.look_both_ways()
     s.act = config.fill
-    tokenizer, length, limit = s.policy.tokenizer, s.common.max_tokens, s.policy.limit
-    pairs = shown(s, config.data, config.columns, config.demonstrations, config.style)
-    source = examples(Examples([canvas(tokenizer, p, text, length, limit) for p, text in pairs]), config.batch, s.run)
+    row = partial(canvas, length=s.common.max_tokens)
+    data = demonstrations(s, config.data, config.columns, config.demonstrations, config.style, row=row)
+    source = examples(data, config.batch, s.run)
     objective = MaskedLM(tuple(config.rates), config.visible, config.normalise)
     seat = Seat(s.policy, config.optim, config.steps)
     fit(s.run, seat, source, objective, config.steps, by=None, watch=s.watch)

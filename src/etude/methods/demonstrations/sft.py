@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from etude.curation.examples import Examples, completion
 from etude.experience.batch import By
 from etude.experience.errors import UserError
+from etude.learning.demonstrations import demonstrations
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import examples, fit
 from etude.learning.setting import Setting
-from etude.learning.shown import shown
 from etude.methods.method import Method
 from etude.objectives.nll import NLL
 
@@ -31,6 +30,7 @@ class SFT:
     columns: tuple[str, ...] = ()  # ours=theirs, e.g. prompt=question
     demonstrations: int = 2000  # how many the oracle writes
     style: str = "plain"  # of the oracle's demonstrations
+    noise: float = 0.0  # share of the oracle's demonstrations that hold a fault
     normalise: By = "token"  # what the loss is a mean over
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, schedule="cosine", warmup=0.05))
 
@@ -38,12 +38,13 @@ class SFT:
         for name in ("steps", "batch", "demonstrations"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.noise <= 1:
+            raise UserError(f"noise is a share from 0 to 1, not {self.noise}")
 
 
 def train(s: Setting, config: SFT) -> None:
     """One `fit` over the demonstrations, in epochs."""
-    pairs = shown(s, config.data, config.columns, config.demonstrations, config.style)
-    data = Examples([completion(s.policy.tokenizer, prompt, text, s.policy.limit) for prompt, text in pairs])
+    data = demonstrations(s, config.data, config.columns, config.demonstrations, config.style, config.noise)
     source = examples(data, config.batch, s.run)
     seat = Seat(s.policy, config.optim, config.steps)
     fit(s.run, seat, source, NLL(), config.steps, by=config.normalise, watch=s.watch)
