@@ -33,7 +33,9 @@ CANVAS = Limits(max_tokens=M)
 def both_ways(seed=0, stops=False) -> LM:
     """A policy that looks both ways, far from uniform, which all but never ends an answer; with `stops` close to
     uniform, so that it now and then does."""
-    shape = Shape(TOKENS.size, width=32, depth=2, heads=2, kv_heads=1, head_dim=16, ffn=64, limit=40, tie_embeddings=False)
+    shape = Shape(
+        TOKENS.size, width=32, depth=2, heads=2, kv_heads=1, head_dim=16, ffn=64, limit=40, tie_embeddings=False
+    )
     policy = LM(shape, TOKENS, torch.Generator().manual_seed(seed)).look_both_ways()
     with torch.no_grad():
         for p in policy.parameters():
@@ -233,7 +235,10 @@ def test_as_a_strategy_it_answers_problems():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"policy": small_lm()}, "acting 'fill' needs a policy that looks both ways; this one sees only what is before"),
+        (
+            {"policy": small_lm()},
+            "acting 'fill' needs a policy that looks both ways; this one sees only what is before",
+        ),
         ({"limits": Limits(30)}, "prompt 1 has 16 tokens, which with 30 to fill is more than the policy's limit of 40"),
         ({"limits": Limits(0)}, "max_tokens 0 is below 1"),
         ({"limits": Limits(4, stop=("x",))}, "stop strings need text that grows from left to right"),
@@ -250,7 +255,9 @@ def test_what_cannot_be_filled_is_one_line(change, said):
 def test_a_tokenizer_without_a_mask_token_is_refused():
     policy = small_lm().look_both_ways()
     policy.tokenizer.mask = None
-    with pytest.raises(UserError, match="acting 'fill' needs a mask token, which this policy's tokenizer does not have"):
+    with pytest.raises(
+        UserError, match="acting 'fill' needs a mask token, which this policy's tokenizer does not have"
+    ):
         fill(policy, CONTEXTS[:1], KEYS[:1], Limits(2))
 
 

@@ -50,7 +50,7 @@ def test_it_leaves_a_policy_that_looks_both_ways_and_fills(tmp_path):
     nll = logged(run, "nll")
     assert len(nll) == 3
     assert nll == pytest.approx(logged(run, "loss"), abs=1e-5)  # the mean over hidden tokens
-    again = train("mlm-u", out=tmp_path / "more", **{**STAR, "policy": str(run.folder / "policy")})  # it may go on from there
+    again = short(tmp_path / "more", policy=str(run.folder / "policy"))  # it may go on from there
     assert not load_policy(str(again.folder / "policy")).causal
 
 
@@ -73,7 +73,7 @@ def test_a_cut_run_ends_as_if_it_had_not_been(tmp_path):
 def test_all_answers_are_filled_as_it_is_told(tmp_path):
     left, whole = (short(tmp_path / str(b), fill={"block": b, "at_once": 4, "rule": "margin"}) for b in (1, 0))
     assert same(weights(left), weights(whole))  # only looked at otherwise
-    with pytest.raises(UserError, match="fill.rule takes one of confidence, margin, random"):
+    with pytest.raises(UserError, match=r"fill\.rule takes one of confidence, margin, random"):
         short(tmp_path / "bad", fill={"rule": "best"})
 
 
@@ -128,7 +128,9 @@ def test_a_checkpoint_of_transformers_is_made_to_look_both_ways(family, tmp_path
 
 
 def test_a_checkpoint_without_a_mask_token_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"needs a mask token, which this policy's tokenizer does not have \(mask_token\)"):
+    with pytest.raises(
+        UserError, match=r"needs a mask token, which this policy's tokenizer does not have \(mask_token\)"
+    ):
         short(tmp_path / "run", policy=checkpoint(tmp_path / "hf", "Llama", None), max_tokens=12)
 
 
@@ -159,7 +161,12 @@ def test_what_teaches_from_left_to_right_refuses_a_policy_that_looks_both_ways(t
         ({"max_tokens": 3}, "an answer of 4 tokens does not fit a canvas of 3: raise max_tokens"),
         ({"max_tokens": 30}, "a prompt of 10 tokens and 30 to fill are longer than the policy's context of 32"),
         (
-            {"world": "grid_maze", "world_options": {"kind": "dfs", "n": 4, "least": 2}, "style": "direct", "max_tokens": 17},
+            {
+                "world": "grid_maze",
+                "world_options": {"kind": "dfs", "n": 4},
+                "style": "direct",
+                "max_tokens": 17,
+            },
             "a prompt of 19 tokens and 17 to fill are longer than the policy's context of 32",
         ),
         ({"rates": (0.9, 0.1)}, "rates must be the smallest and largest share"),

@@ -11,16 +11,18 @@ from etude.acting.fill import hidden_token
 from etude.experience.batch import normalise, pack, split
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
+from etude.experience.meter import Meter
 from etude.experience.rows import example
 from etude.learning.learner import Optim, Seat, Term, update
-from etude.experience.meter import Meter
 from etude.objectives.masked import MaskedLM, canvas, hide
 from etude.objectives.nll import NLL
 from etude.policies.tokenizers import CharTokenizer
 from small import small_lm
 
 TOKENS = CharTokenizer()
-ROWS = [canvas(TOKENS, prompt, text, 32, 6) for prompt, text in (("1+2=", "3"), ("ab", "cde"), ("?", "12345"), ("x", ""))]
+ROWS = [
+    canvas(TOKENS, prompt, text, 32, 6) for prompt, text in (("1+2=", "3"), ("ab", "cde"), ("?", "12345"), ("x", ""))
+]
 KEYS = Keys(3)
 
 
@@ -38,7 +40,7 @@ def sets(length, count, rates=(0.0, 1.0)):
 
 
 def test_the_number_of_tokens_in_sight_is_uniform():
-    """1/5 each for L = 4; the fifth in which nothing is hidden hides one token, so that 3 are in sight twice as often."""
+    """1/5 each for L = 4; the fifth that would hide nothing hides one, so that 3 are in sight twice as often."""
     counts = np.bincount(sets(4, 200_000).sum(1), minlength=5) / 200_000
     assert counts == pytest.approx([0.2, 0.2, 0.2, 0.4, 0.0], abs=0.004)
 
@@ -90,7 +92,9 @@ def test_hidden_tokens_become_the_mask_and_what_is_in_sight_leaves_the_batch():
 
 
 def test_what_is_hidden_depends_on_the_keys_alone():
-    drawn = [MaskedLM().prepare(policy(seed), pack(ROWS), k).at.tolist() for seed, k in ((0, KEYS), (1, KEYS), (0, Keys(4)))]
+    drawn = [
+        MaskedLM().prepare(policy(seed), pack(ROWS), k).at.tolist() for seed, k in ((0, KEYS), (1, KEYS), (0, Keys(4)))
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -146,7 +150,9 @@ def test_microbatches_add_up_to_the_whole():
 # --- loss ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [MaskedLM(), MaskedLM(visible="prefix"), MaskedLM(rates=(1.0, 1.0), by="sequence")])
+@pytest.mark.parametrize(
+    "objective", [MaskedLM(), MaskedLM(visible="prefix"), MaskedLM(rates=(1.0, 1.0), by="sequence")]
+)
 def test_a_uniform_predictor_loses_the_logarithm_of_the_vocabulary(objective):
     lm = policy()
     with torch.no_grad():
@@ -236,7 +242,9 @@ def test_policies_that_cannot_are_refused():
         MaskedLM().prepare(small_lm(), pack(ROWS), KEYS)
     lm = policy()
     lm.tokenizer.mask = None
-    with pytest.raises(UserError, match="a masked objective needs a mask token, which this policy's tokenizer does not"):
+    with pytest.raises(
+        UserError, match="a masked objective needs a mask token, which this policy's tokenizer does not"
+    ):
         MaskedLM().prepare(lm, pack(ROWS), KEYS)
     assert hidden_token(policy(), "x") == TOKENS.mask
 
@@ -244,7 +252,9 @@ def test_policies_that_cannot_are_refused():
 def test_a_policy_that_looks_both_ways_says_nothing_of_tokens_in_sight():
     lm, batch = policy(), normalise(pack([example(TOKENS.prompt("1="), TOKENS.completion("2"))]), "token")
     for objective in (NLL(), MaskedLM()):
-        with pytest.raises(UserError, match="looks both ways and predicts hidden tokens alone, but 2 of 2 are in sight"):
+        with pytest.raises(
+            UserError, match="looks both ways and predicts hidden tokens alone, but 2 of 2 are in sight"
+        ):
             objective.loss(lm.forward(batch, objective.needs), batch)
     with pytest.raises(UserError, match="in sight"):
         lm.logp(pack(ROWS))

@@ -113,7 +113,7 @@ def test_the_verdict_has_parts():
     for text in ("", ">", "abc", f"{right}!", right[1:], "\ufffd"):
         outcome = WORLD.score(problem, text)
         assert (outcome.reward, outcome.correct, outcome.parsed) == (0, False, None)
-        assert not any(outcome.parts.values())
+        assert outcome.parts == {"first": 0.0, "chance": 0.5, "valid": 0.0}
 
 
 def test_without_the_goal_only_the_goal_is_gone():

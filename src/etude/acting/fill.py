@@ -92,7 +92,7 @@ class Filler:
     ) -> list[Call]:
         """One call a context; see `fill`."""
         a = self.actor
-        if (*a.hooks, *hooks, *a.processors):
+        if a.hooks or hooks or a.processors:
             raise UserError("hooks and logits processors need text that grows from left to right, which is not filled")
         return fill(
             a.policy, contexts, keys, limits or a.limits, law or a.law, self.how, a.meter, self.name, a.max_rows
@@ -160,8 +160,8 @@ def _check(policy: Policy, contexts: Sequence[Ids], limits: Limits) -> None:
             raise UserError(f"context {i} is empty: begin with a start token")
         if len(context) + limits.max_tokens > policy.limit:
             raise UserError(
-                f"prompt {i} has {len(context)} tokens, which with {limits.max_tokens} to fill is more than the policy's "
-                f"limit of {policy.limit}: shorten the prompt or lower max_tokens"
+                f"prompt {i} has {len(context)} tokens, which with {limits.max_tokens} to fill is more than the "
+                f"policy's limit of {policy.limit}: shorten the prompt or lower max_tokens"
             )
 
 

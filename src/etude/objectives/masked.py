@@ -55,7 +55,9 @@ class MaskedLM:
         mask = hidden_token(policy, "a masked objective")
         counts = torch.bincount(batch.row_of, minlength=batch.size)  # int64[B]
         if not bool((counts > 0).all()):
-            raise UserError(f"row {int((counts == 0).nonzero()[0])} of the batch has nothing to hide: its answer is empty")
+            raise UserError(
+                f"row {int((counts == 0).nonzero()[0])} of the batch has nothing to hide: its answer is empty"
+            )
         draw = keys.at("mask").numpy()
         if self.visible == "any":
             hidden = predicted = hide(counts, self.rates, draw)
@@ -93,7 +95,9 @@ def canvas(tokenizer: Tokenizer, prompt: Prompt, text: str, limit: int, length: 
     """
     context, out = tokenizer.prompt(prompt), tokenizer.completion(text)
     if len(out) > length:
-        raise UserError(f"an answer of {len(out)} tokens does not fit a canvas of {length}: raise max_tokens: {text!r:.60}")
+        raise UserError(
+            f"an answer of {len(out)} tokens does not fit a canvas of {length}: raise max_tokens: {text!r:.60}"
+        )
     if len(context) + length > limit:
         raise UserError(
             f"a prompt of {len(context)} tokens and {length} to fill are longer than the policy's context of {limit}: "

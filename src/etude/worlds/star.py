@@ -26,13 +26,13 @@ ANSWER = re.compile(r"(?:>[a-zA-Z])+")
 
 @dataclass(frozen=True)
 class StarWorld:
-    """`arms` paths of `length` nodes from the centre, which is one of them, with labels from the first `labels` letters.
+    """`arms` paths of `length` nodes, of which the centre is the first, with labels from the first `labels` letters.
 
     Compact prompts read centre, goal, ":", edges, "="; an answer is ">" and a label for each node after the centre.
     Without `goal` the prompt does not say where to, and nothing better than a guess is possible. A fifth of all graphs,
     by the hash of their arms, are test graphs, whatever goal is asked for and however edges are shuffled. `parts`:
-    `first` (the first step is right) and `valid` (every step follows an edge, from the centre on). Raises UserError on
-    sizes that cannot be.
+    `first` (the first step is right), `chance` (how often a guess among the arms would have it right) and `valid`
+    (every step follows an edge, from the centre on). Raises UserError on sizes that cannot be.
     """
 
     arms: int = 2
@@ -102,7 +102,8 @@ class StarWorld:
         right = arms[problem.meta["goal"]]
         valid = bool(path) and any(arm.startswith(path) for arm in arms)
         correct = path == right
-        return Outcome(float(correct), correct, parsed, {"first": float(path[:1] == right[0]), "valid": float(valid)})
+        parts = {"first": float(path[:1] == right[0]), "chance": 1 / self.arms, "valid": float(valid)}
+        return Outcome(float(correct), correct, parsed, parts)
 
 
 @dataclass(frozen=True)
