@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from etude.acting.engine import generate
+from etude.acting.fill import Filler
 from etude.acting.hooks import Hook
 from etude.acting.wave import Processor
 from etude.experience.keys import Keys
@@ -39,8 +40,10 @@ class PolicyAgent:
         law: Law | None = None,
         hooks: Sequence[Hook] = (),
     ) -> list[Call]:
-        """Continues each context; see `engine.generate`. The agent's own limits and law hold where
-        none are given, and its own hooks are asked before `hooks`."""
+        """Continues each context; see `engine.generate`, and `fill` for a policy that looks both ways. The agent's own
+        limits and law hold where none are given, and its own hooks are asked before `hooks`."""
+        if not getattr(self.policy, "causal", True):
+            return Filler(self).generate(contexts, keys, limits, law, hooks)
         return generate(
             self.policy,
             contexts,

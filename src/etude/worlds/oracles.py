@@ -12,11 +12,14 @@ from etude.experience.protocols import Oracle, World
 from etude.experience.types import Problem
 from etude.worlds.chain import ChainWorld
 from etude.worlds.choice import ChoiceOracle, ChoiceWorld
+from etude.worlds.maze import MazeWorld
 from etude.worlds.oracle_countdown import CountdownOracle
 from etude.worlds.oracle_grid import MiniSudokuOracle
+from etude.worlds.oracle_maze import MazeOracle
 from etude.worlds.oracle_sum import chain_oracle, chain_sum_oracle
 from etude.worlds.points import PointsWorld
 from etude.worlds.sections import SectionsOracle, SectionsWorld
+from etude.worlds.star import StarOracle, StarWorld
 from etude.worlds.teachers import PointsOracle, teaches
 from etude.worlds.textworld import TextWorld, TextWorldOracle
 from etude.worlds.working import Demonstration, Fault, Solution, StepOracle
@@ -41,7 +44,7 @@ def step_oracle(world: World) -> StepOracle:
     """The oracle of a world, never erring, with all that it can do. Raises UserError if there is none."""
     oracle = find_oracle(world)
     if oracle is None:
-        known = ", ".join(("chain", "choice", "points", "sections", "textworld", *TASKS))
+        known = ", ".join(("chain", "choice", "grid_maze", "points", "sections", "star", "textworld", *TASKS))
         raise UserError(f"world {world.name!r} has no oracle; worlds with one: {known}")
     return oracle
 
@@ -57,6 +60,10 @@ def find_oracle(world: World) -> StepOracle | None:
         return ChoiceOracle(world)
     if isinstance(world, TextWorld):
         return TextWorldOracle(world)
+    if isinstance(world, MazeWorld):
+        return MazeOracle(world.text)
+    if isinstance(world, StarWorld):
+        return StarOracle()
     if isinstance(world, PointsWorld) and teaches(world):
         return PointsOracle(world)
     if isinstance(world, SectionsWorld):

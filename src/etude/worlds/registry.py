@@ -16,10 +16,12 @@ WORLDS = {
     "choice": "etude.worlds.choice:ChoiceWorld",
     "choice-transitive": "etude.worlds.choice:transitive_choice",
     "data": "etude.worlds.data:DataWorld",
+    "grid_maze": "etude.worlds.maze:MazeWorld",
     "lock": "etude.worlds.lock:LockWorld",
     "points": "etude.worlds.points:PointsWorld",
     "retry": "etude.worlds.retry:RetryWorld",
     "sections": "etude.worlds.sections:SectionsWorld",
+    "star": "etude.worlds.star:StarWorld",
     "textworld": "etude.worlds.textworld:TextWorld",
 }
 FILES = (".jsonl", ".parquet")
@@ -33,9 +35,9 @@ def world_names() -> list[str]:
 def load_world(name: str, *, notation: str | None = None, **options: Any) -> World:
     """The world `name` with its options.
 
-    A name is a reasoning-gym task, `chain`, `choice`, `lock`, `points`, `sections`, `textworld`, `data` (with
-    `path=...`), the path of a .jsonl or .parquet file or of a data folder, or `retry:` and the name of the world to
-    retry. `notation` ("natural" or "compact") is for worlds that have several; the others do without it.
+    A name is a reasoning-gym task, `chain`, `choice`, `grid_maze`, `lock`, `points`, `sections`, `star`, `textworld`,
+    `data` (with `path=...`), the path of a .jsonl or .parquet file or of a data folder, or `retry:` and the name of the
+    world to retry. `notation` ("natural" or "compact") is for worlds that have several; the others do without it.
     Raises UserError on an unknown name or option, naming the nearest, or on a value that cannot be.
     """
     outer, colon, inner = name.partition(":")
