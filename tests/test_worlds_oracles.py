@@ -22,7 +22,7 @@ from etude.worlds.reasoning import ReasoningWorld
 
 NAMES = [
     f"{task}/{notation}"
-    for task in ("chain", "chain-mod", "chain_sum", "countdown", "mini_sudoku")
+    for task in ("chain", "chain-mod", "chain_sum", "countdown", "mini_sudoku", "number_sorting")
     for notation in ("compact", "natural")
 ]
 PROBLEMS = 200

@@ -33,8 +33,9 @@ class SortOracle:
     """Steps are the numbers in the order asked for: "12" ("next = 12.0" in natural notation). The answer is the list
     of what the steps wrote: "12,30,79", or ['12.0', '30.0', '79.0'].
 
-    Faults: `order` takes a later number than the one that is due. `detour` writes a few random letters in its
-    place and ends the list with a wrong number; `wrong-answer` does only the second. `format` gives no list.
+    Faults: `order` takes a later number than the one that is due. `detour` begins with a few random letters in the
+    place of the first number and ends the list with a wrong number; `wrong-answer` does only the second. `format`
+    gives no list.
     """
 
     notation: str
@@ -92,13 +93,13 @@ class SortOracle:
         return self.write(problem, self.solve(problem), style, keys).text
 
     def places(self, problem: Problem, kind: str) -> tuple[int, ...]:
-        """A wrong order can begin wherever numbers that differ are left, a detour at any step."""
+        """A wrong order can begin wherever numbers that differ are left."""
         if kind not in self.kinds:
             raise unknown("fault", kind, self.kinds)
         numbers = self._numbers(problem)
         if kind == "order":
             return tuple(i for i, number in enumerate(numbers) if number != numbers[-1])
-        return tuple(range(len(numbers))) if kind == "detour" else (len(numbers),)
+        return (0,) if kind == "detour" else (len(numbers),)
 
     def work(self, problem: Problem, faults: Mapping[int, str], keys: Keys) -> Solution:
         """The numbers in order, the steps in `faults` erring, and the list of what was taken."""
@@ -110,8 +111,7 @@ class SortOracle:
             taken.append(left.pop(int(draw.choice(later)) if kind == "order" and later else 0))
             steps.append(self._step(_filler(draw) if kind == "detour" else taken[-1]))
         if {"detour", "wrong-answer"} & set(faults.values()):
-            wrong = [d for d in string.digits if d != taken[-1][-1]]
-            taken[-1] = taken[-1][:-1] + wrong[int(keys.at("end").numpy().integers(len(wrong)))]
+            taken[-1] = _wrong(taken[-1], keys.at("end").numpy())
         answer = ",".join(taken) if self.notation == "compact" else str(taken)
         return tuple(steps), MISSING if faults.get(len(steps)) == "format" else answer
 
@@ -132,6 +132,13 @@ class SortOracle:
 
     def _step(self, number: str) -> str:
         return number if self.notation == "compact" else f"{LEAD}{number}"
+
+
+def _wrong(number: str, draw: np.random.Generator) -> str:
+    """The number with another first digit, by which it is off by more than the 1 that the verifier lets pass."""
+    sign = "-" if number.startswith("-") else ""
+    others = [f"{sign}{d}{number.removeprefix(sign)[1:]}" for d in string.digits]
+    return str(draw.choice([n for n in others if abs(float(n) - float(number)) > 1]))
 
 
 def _filler(draw: np.random.Generator) -> str:
