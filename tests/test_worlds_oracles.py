@@ -23,7 +23,7 @@ from etude.worlds.reasoning import ReasoningWorld
 
 NAMES = [
     f"{task}/{notation}"
-    for task in ("chain", "chain-mod", "chain_sum", "countdown", "mini_sudoku", "grid_maze")
+    for task in ("chain", "chain-mod", "chain_sum", "countdown", "mini_sudoku", "grid_maze", "number_sorting")
     for notation in ("compact", "natural")
 ]
 PROBLEMS = 200

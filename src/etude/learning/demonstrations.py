@@ -22,11 +22,12 @@ def demonstrations(
     count: int,
     style: str,
     noise: float = 0.0,
+    faults: Sequence[str] = (),
     row: Callable[[Tokenizer, Prompt, str, int], Row] = completion,
 ) -> Examples:
     """The rows of the file `data` (with `columns`, ours=theirs); without one `count` completions that the oracle
-    writes in a `style` for training problems, a share `noise` of them with a fault, or of a world of points its whole
-    training split. `row(tokenizer, prompt, text, limit)` makes a row of each.
+    writes in a `style` for training problems, a share `noise` of them with one of the `faults` (none: of any kind), or
+    of a world of points its whole training split. `row(tokenizer, prompt, text, limit)` makes a row of each.
 
     Raises UserError for a file that holds no such data, a world without an oracle, and a style it does not have.
     """
@@ -37,7 +38,7 @@ def demonstrations(
     if isinstance(s.world, PointsWorld):
         points = (s.world.problem("train", i) for i in range(s.world.size("train")))
         return Examples([row(tokenizer, p.prompt, p.answer or "", limit) for p in points])
-    oracle = load_oracle(s.world, noise)
+    oracle = load_oracle(s.world, noise, faults)
     if style not in oracle.styles:
         raise UserError(f"style must be one of {', '.join(oracle.styles)}, not {style!r}")
     rows = []

@@ -13,9 +13,11 @@ from etude.experience.types import Problem
 from etude.worlds.chain import ChainWorld
 from etude.worlds.choice import ChoiceOracle, ChoiceWorld
 from etude.worlds.maze import MazeWorld
+from etude.worlds.mixture import MixOracle, MixWorld
 from etude.worlds.oracle_countdown import CountdownOracle
 from etude.worlds.oracle_grid import MiniSudokuOracle
 from etude.worlds.oracle_maze import MazeOracle
+from etude.worlds.oracle_sort import SortOracle
 from etude.worlds.oracle_sum import chain_oracle, chain_sum_oracle
 from etude.worlds.points import PointsWorld
 from etude.worlds.sections import SectionsOracle, SectionsWorld
@@ -28,6 +30,7 @@ TASKS: dict[str, Callable[[str], StepOracle]] = {
     "chain_sum": chain_sum_oracle,
     "countdown": CountdownOracle,
     "mini_sudoku": MiniSudokuOracle,
+    "number_sorting": SortOracle,
 }
 
 
@@ -54,6 +57,9 @@ def find_oracle(world: World) -> StepOracle | None:
     inner: World | None = getattr(world, "inner", None)
     if inner is not None:  # a world around another, as retry is
         return find_oracle(inner)
+    if isinstance(world, MixWorld):
+        parts = {name: oracle for name, part in world.parts.items() if (oracle := find_oracle(part)) is not None}
+        return MixOracle(world, parts) if len(parts) == len(world.parts) else None
     if isinstance(world, ChainWorld):
         return chain_oracle(world)
     if isinstance(world, ChoiceWorld):
