@@ -130,10 +130,12 @@ Reward = Callable[..., Sequence[float]]  # f(prompts, completions, **columns), T
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `stops` are the ids that end a turn."""
+    """Text to ids and back. `stops` are the ids that end a turn; `mask` hides a token from a policy that looks both
+    ways (None: there is none)."""
 
     size: int
     pad: int
+    mask: int | None
     stops: frozenset[int]
     notation: str  # the world notation this tokenizer is made for: "compact" or "natural"
 

@@ -1,6 +1,6 @@
 """Importing this registers every plug of the shared parts."""
 
-from etude.acting import sample
+from etude.acting import fill, sample
 from etude.curricula import curriculum, schedules
 from etude.feedback import advantage, overlong, truncation
 from etude.learning import select
@@ -11,6 +11,7 @@ __all__ = [
     "clipped_pg",
     "curriculum",
     "distil",
+    "fill",
     "nll",
     "overlong",
     "pairs",
