@@ -87,14 +87,16 @@ def hide(counts: Tensor, rates: tuple[float, float], draw: np.random.Generator) 
     return u >= torch.minimum(rate, largest)[row]
 
 
-def canvas(tokenizer: Tokenizer, prompt: Prompt, text: str, limit: int, length: int) -> Row:
-    """The row that teaches `text` as the answer to `prompt` on a canvas of `length` tokens: what is left of it after
-    the token that ends the answer is filled with that token, so that nothing tells how long the answer is.
+def canvas(tokenizer: Tokenizer, prompt: Prompt, text: str, limit: int, length: int, filler: bool = True) -> Row:
+    """The row that teaches `text` as the answer to `prompt` on a canvas of `length` tokens, of which nothing tells how
+    long the answer is. With `filler` what is left of the canvas is taught too: more of the token that ends the answer.
+    Without, it stays hidden for ever, and only the answer and its end are taught.
 
     Raises UserError for an answer longer than the canvas, and a row longer than `limit`.
     """
     context, out = tokenizer.prompt(prompt), tokenizer.completion(text)
-    if len(out) > length:
+    rest = length - len(out)
+    if rest < 0:
         raise UserError(
             f"an answer of {len(out)} tokens does not fit a canvas of {length}: raise max_tokens: {text!r:.60}"
         )
@@ -103,5 +105,8 @@ def canvas(tokenizer: Tokenizer, prompt: Prompt, text: str, limit: int, length: 
             f"a prompt of {len(context)} tokens and {length} to fill are longer than the policy's context of {limit}: "
             f"{prompt!r:.60}"
         )
-    row = example(context, np.concatenate([out, np.full(length - len(out), out[-1], out.dtype)]))
-    return replace(row, at=row.at + 1)
+    if filler:
+        out = np.concatenate([out, np.full(rest, out[-1])])
+    row = example(context, out)
+    ids = row.ids if filler else np.concatenate([row.ids, np.full(rest, tokenizer.mask, np.int32)])
+    return replace(row, ids=ids.astype(np.int32), at=row.at + 1)

@@ -77,7 +77,7 @@ def train(s: Setting, config: MLMU) -> None:
         )
     s.policy.look_both_ways()
     s.act = config.fill
-    row = partial(canvas, length=s.common.max_tokens)
+    row = partial(canvas, length=s.common.max_tokens, filler=False)
     data = demonstrations(s, config.data, config.columns, config.demonstrations, config.style, row=row)
     source = examples(data, config.batch, s.run)
     objective = MaskedLM(tuple(config.rates), config.visible, config.normalise)
