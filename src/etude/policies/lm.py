@@ -140,8 +140,8 @@ class LM(nn.Module):
         if batch.inputs.device != self.device:
             batch = batch.to(self.device)
         if not self.causal and needs & {"logp", "entropy"}:
-            hidden = -1 if self.tokenizer.mask is None else self.tokenizer.mask
-            seen = int((batch.inputs[batch.at] != hidden).sum())
+            mask = -1 if self.tokenizer.mask is None else self.tokenizer.mask
+            seen = int((batch.inputs[batch.at] != mask).sum())
             if seen:
                 raise UserError(
                     f"this policy looks both ways and predicts hidden tokens alone, but {seen} of {len(batch.at)} are "

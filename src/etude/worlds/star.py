@@ -70,11 +70,12 @@ class StarWorld:
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
         if category not in (None, *self.categories):
-            raise unknown("star category", category, self.categories)
+            raise unknown("star category", str(category), self.categories)
         draw = Keys(self.seed).at("star", split, index).numpy()
         steps = self.length - 1
         for _ in range(DRAWS):
-            centre, *rest = (ascii_letters[i] for i in draw.permutation(self.labels)[: 1 + self.arms * steps].tolist())
+            labels = [ascii_letters[i] for i in draw.permutation(self.labels)[: 1 + self.arms * steps].tolist()]
+            centre, rest = labels[0], labels[1:]
             arms = ["".join(rest[i * steps : (i + 1) * steps]) for i in range(self.arms)]
             if _split_of(centre, arms) == split:
                 break
@@ -91,7 +92,7 @@ class StarWorld:
         if self.notation == "compact":
             return f"{centre}{goal or ''}:{''.join(edges)}="
         asked = f"the path from {centre} to {goal}" if goal else f"a path from {centre}"
-        listed = ", ".join(f"{a} -> {b}" for a, b in edges)
+        listed = ", ".join(f"{edge[0]} -> {edge[1]}" for edge in edges)
         return f"A graph has the edges {listed}. Give {asked} as the nodes after {centre}, each with > before it."
 
     def score(self, problem: Problem, text: str) -> Outcome:

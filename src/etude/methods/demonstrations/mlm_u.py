@@ -80,7 +80,7 @@ def train(s: Setting, config: MLMU) -> None:
     row = partial(canvas, length=s.common.max_tokens, filler=False)
     data = demonstrations(s, config.data, config.columns, config.demonstrations, config.style, row=row)
     source = examples(data, config.batch, s.run)
-    objective = MaskedLM(tuple(config.rates), config.visible, config.normalise)
+    objective = MaskedLM((config.rates[0], config.rates[1]), config.visible, config.normalise)
     seat = Seat(s.policy, config.optim, config.steps)
     fit(s.run, seat, source, objective, config.steps, by=None, watch=s.watch)
 
