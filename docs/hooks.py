@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import etude
+from etude.experience.claims import Claim
 from etude.experience.plugs import Kind, names, plug
 from etude.lab.evidence import read_evidence
 from etude.lab.pages import method_evidence, table
@@ -94,20 +95,39 @@ def method_page(entry: Entry) -> str:
     out = [f"# {entry.name}", "", f"{head}", "", rest.strip()]
     if entry.arxiv:
         out += ["", f"Source: [{entry.title}](https://arxiv.org/abs/{entry.arxiv}), {entry.year}."]
-    out += ["", "## Run it", "", f"```\netude train {entry.slug} --world chain_sum --policy tiny\n```", ""]
+    out += ["", "## Run it", "", f"```\netude train {entry.slug} {_where(made.claim)}\n```", ""]
     out += ["## Hyperparameters", "", table([("name", "default", "what it is"), *hyperparameters(made.config())])]
-    if made.claim is not None:
-        claim = made.claim.plain()
-        arms = [(a["name"], a["role"], f"`{a['method']}`", _options(a["options"])) for a in claim["arms"]]
-        ends = [
-            (e["name"], e["role"], " > ".join(e["arms"]), e["metric"], f"{e['margin']:g}") for e in claim["endpoints"]
-        ]
-        out += ["", "## Claim", "", claim["says"], "", table([("arm", "role", "method", "options"), *arms]), ""]
-        out.append(table([("endpoint", "role", "arms, the better first", "metric", "margin"), *ends]))
-        found = read_evidence(entry.slug)
-        out += ["", "## Evidence", ""]
-        out.append(method_evidence(found, f"../evidence/{entry.slug}") if found else "Not run yet.")
+    for name, claim in made.claims.items():
+        word = name.partition(".")[2]
+        out += ["", f"## Claim{f': {word}' if word else ''}", "", *_claim(claim.plain()), "", "### Evidence", ""]
+        found = read_evidence(name)
+        out.append(method_evidence(found, f"../evidence/{name}") if found else "Not run yet.")
     return "\n".join(out)
+
+
+def _where(claim: Claim | None) -> str:
+    """Options that run a method where its claim runs it."""
+    if claim is None:
+        return "--world chain_sum --policy tiny"
+    return f"--world {claim.world} --policy {claim.policy if isinstance(claim.policy, str) else claim.policy.policy}"
+
+
+def _claim(claim: Mapping[str, Any]) -> list[str]:
+    """A claim's arms, metrics and endpoints."""
+    arms = [(a["name"], a["role"], f"`{a['method']}`", _options(a["options"])) for a in claim["arms"]]
+    metrics = [
+        (n, m["source"], f"`{m['of']}`", m["reduce"], m["better"], m["unit"]) for n, m in claim["metrics"].items()
+    ]
+    ends = [(e["name"], e["role"], " > ".join(e["arms"]), e["metric"], f"{e['margin']:g}") for e in claim["endpoints"]]
+    return [
+        claim["says"],
+        "",
+        table([("arm", "role", "method", "options"), *arms]),
+        "",
+        table([("metric", "from", "what", "reduced to", "better", "unit"), *metrics]),
+        "",
+        table([("endpoint", "role", "arms, the better first", "metric", "margin"), *ends]),
+    ]
 
 
 def hyperparameters(config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+from etude.app.verify import chosen
 from etude.experience.claims import Arm, BaseRecipe, Claim, Endpoint, Metric
 from etude.experience.errors import UserError
 from etude.experience.store import Store
@@ -19,7 +20,9 @@ from etude.lab.jobs import Job, run_jobs
 from etude.lab.readings import read_run
 from etude.lab.record import record
 from etude.lab.verify import Bench, quick
-from etude.methods.api import method
+from etude.methods.api import claims, method
+from etude.methods.catalog import CATALOG, load
+from etude.methods.method import Method
 
 SMALL = {"steps": 4, "problems": 4, "members": 4, "max_tokens": 1, "eval_every": 2, "eval_problems": 12}
 CLAIM = Claim(
@@ -146,6 +149,31 @@ def test_a_shared_stage_is_run_once_a_seed(tmp_path):
     assert len({s for s in starts if s != CLAIM.policy}) == 1
 
 
+def test_an_arm_takes_the_policies_of_others(tmp_path):
+    """Options named in `uses` hold the folder of that arm's policy at the same seed, and decide the run's name."""
+    first, second = (
+        Arm(n, "grpo", {"steps": 2, "optim": {"lr": lr}}, role="stage") for n, lr in (("p", 0.1), ("q", 0.2))
+    )
+    arms = (first, second, Arm("many", "grpo", after="q", uses={"name_of_file": "p"}), CLAIM.arms[1])
+    bench = Bench(replace(CLAIM, arms=arms), 1, tmp_path)
+    job = bench.job(arms[2], 0)
+    assert job.uses["name_of_file"].digest == bench.job(first, 0).digest
+    assert job.digest != replace(job, uses={"name_of_file": bench.job(second, 0)}).digest
+    assert job.digest != bench.job(replace(arms[2], uses={}), 0).digest
+    # The option does not exist, so the run that got it says so, after both stages were run.
+    with pytest.raises(UserError, match="arm 'many', seed 0: unknown option 'name_of_file'"):
+        run_jobs([job], tmp_path, 1, lambda *_: None)
+    assert sorted(json.loads((p / "config.json").read_text())["name"] for p in tmp_path.iterdir()) == ["p", "q"]
+
+
+def test_a_stage_that_names_its_learning_rate_keeps_it(tmp_path):
+    warm = Arm("warm", "grpo", {"steps": 2, "optim": {"lr": 0.03}}, role="stage")
+    arms = (warm, *(replace(a, after="warm") for a in CLAIM.arms))
+    bench = Bench(replace(CLAIM, arms=arms), 1, tmp_path)
+    assert sorted(bench.tune()) == ["few", "many"]
+    assert bench.job(arms[1], 0).after.options["optim"] == {"lr": 0.03}
+
+
 def test_an_arm_that_draws_ten_times_more_shifts_no_other(tmp_path, monkeypatch):
     """Problems, base model, shared stage and every draw of the other arm, bit for bit."""
     monkeypatch.setenv("ETUDE_CACHE", str(tmp_path / "cache"))
@@ -237,7 +265,9 @@ def test_a_job_is_known_by_all_that_decides_its_run():
     assert len({job.digest, *(o.digest for o in others)}) == 7
 
 
-@pytest.mark.parametrize("place", [{"policy": "x"}, {"world": "x"}, {"data": "x"}, {"reward": ("x:f",)}])
+@pytest.mark.parametrize(
+    "place", [{"policy": "x"}, {"world": "x"}, {"chosen": "x"}, {"reward": ("x:f",)}, {"judge": {"who": "x"}}]
+)
 def test_a_job_is_known_by_the_files_it_reads(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "x"
@@ -267,21 +297,50 @@ def test_code_is_known_by_what_it_does():
         return _bare(ast.parse(text))
 
     plain = bare("def f(x):\n    return x + 1\n")
-    assert bare('"""Doc."""\n# why\n\ndef f(x):\n    "Says."\n    return x+1\nCLAIM = 3\nMETHOD = 4\n') == plain
+    assert (
+        bare('"""Doc."""\n# why\n\ndef f(x):\n    "Says."\n    return x+1\nCLAIM = Claim(3)\nMETHOD = Method(4)\n')
+        == plain
+    )
     assert bare("def f(x):\n    return x + 2\n") != plain
     assert code_digest("etude.methods.reward.grpo") != code_digest("etude.methods.reward.dapo")
 
 
-@pytest.mark.parametrize("slug", ["nft", "sec"])
-def test_the_claims_of_the_catalogue_are_sound_and_their_smoke_runs_small(slug):
-    claim = method(slug).claim
+CLAIMS = {name: c for e in CATALOG.values() if e.works for name, c in load(e.slug).METHOD.claims.items()}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_claims_of_the_catalogue_are_sound_and_their_smoke_runs_small(name):
+    claim = CLAIMS[name]
     assert len(claim.seeds) >= 5
     small = quick(claim)
     assert (len(small.seeds), small.grid, small.equal["updates"]) == (2, (), 4)
     roles = {e.role for e in claim.endpoints}
-    assert "effect" in roles
+    assert "effect" in roles or "." in name  # a further claim may be a guard alone
     for arm in claim.arms:
         method(arm.method)
+
+
+def test_claims_by_name():
+    assert list(claims("sec")) == list(claims("sec.main")) == ["sec"]
+    more = Method("sec", type(None), lambda s, c: None, claim=CLAIM, more={"other": CLAIM})
+    assert list(more.claims) == ["sec", "sec.other"]
+    assert Method("sec", type(None), lambda s, c: None).claims == {}
+    with pytest.raises(UserError, match="method 'sft' has no claim"):
+        claims("sft")
+    with pytest.raises(UserError, match=r"unknown claim 'sec\.mergin'"):
+        claims("sec.mergin")
+
+
+def test_the_claims_that_are_asked_for():
+    assert {"nft"} <= set(chosen((), "reward")) <= set(CLAIMS)
+    assert list(chosen(("sec", "nft", "sec"), None)) == ["sec", "nft"]
+    for names, family, said in (
+        ((), None, "name a method or a --family"),
+        ((), "rewrad", "unknown family 'rewrad'"),
+        ((), "analysis", "no method of the family analysis makes one yet"),
+    ):
+        with pytest.raises(UserError, match=said):
+            chosen(names, family)
 
 
 ARMS = (Arm("a", "grpo"), Arm("b", "grpo"))
@@ -305,7 +364,7 @@ def made(**changes):
         (lambda: made(arms=(ARMS[0], ARMS[0])), "two arms of a claim are called alike"),
         (
             lambda: made(arms=(replace(ARMS[0], after="b"), ARMS[1])),
-            "starts after 'b', which must be an arm listed before",
+            "takes the policy of 'b', which must be an arm listed before",
         ),
         (lambda: Endpoint("e", "effect", "m", ("a",)), "contrasts two arms"),
         (lambda: Endpoint("e", "effect", "m", ("a", "b"), equal=True), "equal goes with role=vanish"),

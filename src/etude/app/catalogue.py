@@ -66,8 +66,8 @@ def show(argv: Sequence[str]) -> None:
     if not found["works"]:
         print("planned, not written yet")
         return
-    if found["claim"]:
-        print(f"claim (`etude verify {flags.method}` runs it): {found['claim']['says']}")
+    for name, claim in found["claims"].items():
+        print(f"claim (`etude verify {name}` runs it): {claim['says']}")
     print(f"\n{found['doc']}\n\nOptions and their defaults (`etude train {flags.method} --help` says more):")
     print(lines(list(_flat(found["options"]))))
 

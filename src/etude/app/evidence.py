@@ -30,6 +30,8 @@ class EvidenceFlags:
 def evidence(argv: Sequence[str]) -> None:
     """Prints the table of all methods, or writes the pages."""
     flags = parse(EvidenceFlags, argv, "evidence")
+    from etude.lab.evidence import VERDICTS
+
     if flags.folder is not None and not Path(flags.folder).is_dir():
         raise UserError(f"{flags.folder} is not a folder of evidence files")
     records = read_all(flags.folder)
@@ -45,27 +47,28 @@ def evidence(argv: Sequence[str]) -> None:
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path}")
         return
-    from etude.lab.pages import overview_row
+    from etude.lab.pages import overview_rows
 
-    found = {e.slug: overview_row(e, records.get(e.slug)) for e in CATALOG.values()}
+    found = {e.slug: overview_rows(e, records) for e in CATALOG.values()}
     if flags.json:
-        keys = ("number", "slug", "status", "endpoint", "estimate")
-        print(json.dumps([dict(zip(keys, row, strict=True)) for row in found.values()], indent=1))
+        keys = ("number", "claim", "status", "endpoint", "estimate")
+        print(json.dumps([dict(zip(keys, row, strict=True)) for rows in found.values() for row in rows], indent=1))
         return
     for family, what in FAMILIES.items():
         print(f"{family}: {what}")
-        print(lines([found[e.slug] for e in CATALOG.values() if e.family == family]), end="\n\n")
-    told = [row[2] for row in found.values()]
-    verdicts = ", ".join(f"{told.count(v)} {v}" for v in dict.fromkeys(r["verdict"] for r in records.values()))
+        print(lines([row for e in CATALOG.values() if e.family == family for row in found[e.slug]]), end="\n\n")
+    told = [rows[0][2] for rows in found.values()]
+    verdicts = ", ".join(f"{told.count(v)} {v}" for v in VERDICTS if v in told)
     print(f"{len(told)} methods, {len(told) - told.count('planned')} work now" + (f"; {verdicts}" if verdicts else ""))
 
 
 def read_all(folder: str | None) -> dict[str, Any]:
-    """Every evidence file by slug, in the catalogue's order."""
-    from etude.lab.evidence import read_evidence
+    """Every evidence file by the name of its claim, in the catalogue's order."""
+    from etude.lab.evidence import evidence_names, read_evidence
 
-    found = {slug: read_evidence(slug, folder) for slug in CATALOG}
-    return {slug: record for slug, record in found.items() if record is not None}
+    names = evidence_names(folder)
+    ordered = [name for slug in CATALOG for name in names if name.partition(".")[0] == slug]
+    return {name: record for name in ordered if (record := read_evidence(name, folder)) is not None}
 
 
 def pages(records: dict[str, Any]) -> dict[Path, str]:

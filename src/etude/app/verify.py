@@ -1,4 +1,4 @@
-"""`etude verify`: runs a method's claim and says what came out."""
+"""`etude verify`: runs the claims of methods and says what came out."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from etude.app.flags import lines, parse
-from etude.experience.errors import UserError
+from etude.experience.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from etude.experience.claims import Claim, Metric
     from etude.lab.verify import ArmResult, Result, Told
 
-Slug = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="METHOD")]
+Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="METHOD...")]
 Text = Annotated[str | None, tyro.conf.DisallowNone]
 Count = Annotated[int | None, tyro.conf.DisallowNone]
 
 
 @dataclass(frozen=True)
 class VerifyFlags:
-    """Run a method's claim against its baselines, on equal terms. What is finished is not run again."""
+    """Run the claims of methods against their baselines, on equal terms. What is finished is not run again."""
 
-    method: Slug  # its name in `etude list`
+    methods: Names = ()  # names in `etude list`; NAME.WORD for one of several claims
+    family: Text = None  # every method of a family that makes a claim
     seeds: Text = None  # as in 0,1,2; by default the claim's own, for which alone evidence is written
     jobs: Count = None  # runs at once, each on one core; by default one a core
     quick: bool = False  # a smoke run of seconds: shows that every arm runs, and writes no evidence
@@ -43,25 +44,51 @@ class VerifyFlags:
 def verify(argv: Sequence[str]) -> None:
     """Runs the claim, prints tables and verdict, writes the evidence."""
     flags = parse(VerifyFlags, argv, "verify")
-    from etude.lab.evidence import write_evidence, write_json
-    from etude.lab.record import record
-    from etude.lab.verify import Bench, quick
-    from etude.methods.api import method
-
-    claim = method(flags.method).claim
-    if claim is None:
-        raise UserError(f"method {flags.method!r} has no claim to verify")
-    seeds = claim.seeds if flags.seeds is None else parse_seeds(flags.seeds)
-    if clash := set(seeds) & set(claim.tuning_seeds):
-        raise UserError(f"seed {min(clash)} is one that learning rates are tuned on: name others")
+    named = chosen(flags.methods, flags.family)
+    if len(named) > 1 and (flags.note or flags.json):
+        raise UserError(f"a note or a JSON file goes with one claim, not with {len(named)}: name one")
+    seeds = None if flags.seeds is None else parse_seeds(flags.seeds)
+    for claim in named.values():
+        if clash := set(seeds or ()) & set(claim.tuning_seeds):
+            raise UserError(f"seed {min(clash)} is one that learning rates are tuned on: name others")
     workers = flags.jobs if flags.jobs is not None else len(os.sched_getaffinity(0))
     if workers < 1:
         raise UserError(f"jobs must be at least 1, not {workers}")
+    for i, (name, claim) in enumerate(named.items()):
+        if i:
+            print()
+        _verify(name, claim, claim.seeds if seeds is None else seeds, workers, flags)
+
+
+def chosen(names: Sequence[str], family: str | None) -> dict[str, Claim]:
+    """The claims that are asked for, by name. Raises UserError where there is none."""
+    from etude.methods.api import claims
+    from etude.methods.catalog import CATALOG, FAMILIES, load
+
+    found: dict[str, Claim] = {}
+    if family is not None:
+        if family not in FAMILIES:
+            raise unknown("family", family, FAMILIES)
+        for entry in (e for e in CATALOG.values() if e.family == family and e.works):
+            found |= load(entry.slug).METHOD.claims
+    for name in names:
+        found |= claims(name)
+    if not found:
+        hint = f"no method of the family {family} makes one yet" if family else "name a method or a --family"
+        raise UserError(f"there is no claim to verify: {hint}")
+    return found
+
+
+def _verify(name: str, claim: Claim, seeds: tuple[int, ...], workers: int, flags: VerifyFlags) -> None:
+    from etude.lab.evidence import write_evidence, write_json
+    from etude.lab.record import record
+    from etude.lab.verify import Bench, quick
+
     with shown() as told, _home(flags.quick) as home:
         if flags.quick:
             claim = quick(claim)
             seeds = claim.seeds
-        result = Bench(claim, workers, home, told).run(flags.method, seeds)
+        result = Bench(claim, workers, home, told).run(name, seeds)
     print(report(result))
     kept = record(result, flags.note or "")
     if flags.json:

@@ -36,6 +36,11 @@ class Estimate:
 ABSENT = Estimate(math.nan, math.nan, math.nan, 0)
 
 
+def exact(value: float) -> Estimate:
+    """A number that was not sampled over problems."""
+    return Estimate(value, value, value, 1)
+
+
 def share(values: Sequence[float], most: int | None = None) -> Estimate:
     """The mean of one number in [0, 1] a problem, with Wilson's interval at Kish's effective sample size,
     mean (1 - mean) / var(mean), which is at most `most`.
@@ -143,6 +148,18 @@ def entropy(groups: Sequence[Group]) -> Estimate:
                     yield float(-drawn.sum(dtype=np.float64)), float(len(drawn))
 
     return _per_problem(groups, surprise)
+
+
+def parts(groups: Sequence[Group]) -> dict[str, Estimate]:
+    """Mean of every named part of the outcomes, over the samples that have it, by name."""
+    names = {name for g in groups for m in g.members if m.outcome for name in m.outcome.parts}
+
+    def of(group: Group, name: str) -> Iterator[tuple[float, float]]:
+        for member in group.members:
+            if member.outcome is not None and name in member.outcome.parts:
+                yield member.outcome.parts[name], 1.0
+
+    return {name: _per_problem(groups, lambda g, name=name: of(g, name)) for name in sorted(names)}  # type: ignore[misc]
 
 
 def _present(groups: Sequence[Group]) -> list[Group]:

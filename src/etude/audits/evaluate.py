@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from etude.audits.estimators import accuracy, accuracy_by_category, entropy, length, majority_at_k, pass_at_k
+from etude.audits.estimators import accuracy, accuracy_by_category, entropy, length, majority_at_k, parts, pass_at_k
 from etude.audits.report import Evaluation
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
@@ -42,7 +42,7 @@ def evaluate(
 
 def measure(groups: Sequence[Group], world: str, split: str, samples: int) -> Evaluation:
     """Everything the audits can say of judged groups: pass@k for the powers of two up to `samples`
-    and for `samples`, majority@`samples` where answers were parsed."""
+    and for `samples`, majority@`samples` where answers were parsed, part/NAME for the named parts of outcomes."""
     fewest = min((len(g.members) for g in groups), default=0)
     metrics = {"accuracy": accuracy(groups)}
     for k in sorted({2**i for i in range(1, max(fewest, 1).bit_length())} | {fewest}):
@@ -51,6 +51,7 @@ def measure(groups: Sequence[Group], world: str, split: str, samples: int) -> Ev
     if fewest > 2 and any(m.outcome and m.outcome.parsed is not None for g in groups for m in g.members):
         metrics[f"majority@{fewest}"] = majority_at_k(groups, fewest)
     metrics |= {"length": length(groups), "entropy": entropy(groups)}
+    metrics |= {f"part/{name}": e for name, e in parts(groups).items()}
     items = {g.problem.id: g.solved for g in groups}
     return Evaluation(world, split, len(groups), samples, metrics, accuracy_by_category(groups), items)
 

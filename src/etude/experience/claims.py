@@ -56,10 +56,12 @@ class BaseRecipe:
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a claim: a method by slug, with options, perhaps in a changed world.
+    """One side of a claim: a method by slug, with options, perhaps in a changed world (another one, or one of other
+    `world_options`).
 
     `after` names the arm whose final policy this one starts from (at the same seed), so that a stage
-    several arms share is run once; an arm of the role "stage" exists only for that.
+    several arms share is run once; an arm of the role "stage" exists only for that. `uses` gives options the
+    folders of other arms' final policies: a teacher, a judge, the two sources of pairs.
     """
 
     name: str
@@ -68,6 +70,12 @@ class Arm:
     world: str | None = None  # None: the claim's
     role: Literal["method", "baseline", "ablation", "control", "stage"] = "method"
     after: str | None = None
+    uses: Mapping[str, str] = field(default_factory=lambda: NOTHING)  # option -> arm
+
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """The arms that must be run before this one."""
+        return (*(() if self.after is None else (self.after,)), *self.uses.values())
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,8 @@ class Claim:
     Every arm runs in `world` with `options` (its own win over them), from `policy`: a BaseRecipe, taught
     once a seed, or a name of the zoo. A run ends when it has spent `equal` of any kind of the meter, or
     its steps are over. Each arm's learning rate is the one of `grid` with the best mean of the metric
-    `tune` on `tuning_seeds`, which are never the claim's; an empty grid leaves the arms' own.
+    `tune` on `tuning_seeds`, which are never the claim's; an empty grid leaves the arms' own, and so does a stage
+    that names its rate.
     """
 
     says: str  # what should come out, in a sentence
@@ -188,8 +197,11 @@ class Claim:
         if self.tune not in self.metrics:
             raise unknown("metric to tune on,", self.tune, self.metrics)
         for i, a in enumerate(self.arms):
-            if a.after is not None and a.after not in named[:i]:
-                raise UserError(f"arm {a.name!r} starts after {a.after!r}, which must be an arm listed before it")
+            for other in a.earlier:
+                if other not in named[:i]:
+                    raise UserError(
+                        f"arm {a.name!r} takes the policy of {other!r}, which must be an arm listed before it"
+                    )
         for what, seeds in (("seeds", self.seeds), ("tuning seeds", self.tuning_seeds)):
             if not seeds or len(set(seeds)) != len(seeds):
                 raise UserError(f"{what} must be different numbers, at least one, not {list(seeds)}")

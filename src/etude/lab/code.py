@@ -16,7 +16,7 @@ UNSEEN = ("app", "lab")  # nothing here decides what a run does
 @cache
 def code_digest(method: str) -> str:
     """Of every shared stage and of the module `method` (a dotted name). Comments, docstrings and layout do not
-    count, nor does the method's claim, whose runs are known by their own options."""
+    count, nor do the method's claims, whose runs are known by their own options."""
     root = Path(etude.__file__).parent
     own = root.joinpath(*method.split(".")[1:]).with_suffix(".py")
     shared = [p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in (*UNSEEN, "methods")]
@@ -40,4 +40,4 @@ def _bare(tree: ast.Module) -> str:
 
 
 def _claims(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Assign) and any(ast.unparse(t) in ("CLAIM", "METHOD") for t in node.targets)
+    return isinstance(node, ast.Assign) and ast.unparse(node.value).startswith(("Claim(", "Method("))

@@ -1,4 +1,5 @@
-"""Evidence files: what a claim's runs said, one JSON file a method, `evidence/SLUG.json`.
+"""Evidence files: what a claim's runs said, one JSON file a claim: `evidence/SLUG.json` and, for a method's claims in
+further settings, `evidence/SLUG.WORD.json`.
 
 Reading one trusts nothing in it: what is not an evidence file of this form is refused in a line.
 """
@@ -45,8 +46,13 @@ def evidence_folder(folder: str | Path | None = None) -> Path:
     return here if here.is_dir() else Path(etude.__file__).parents[2] / "evidence"
 
 
+def evidence_names(folder: str | Path | None = None) -> list[str]:
+    """The names of the claims that have evidence."""
+    return sorted(path.stem for path in evidence_folder(folder).glob("*.json"))
+
+
 def read_evidence(slug: str, folder: str | Path | None = None) -> dict[str, Any] | None:
-    """The evidence of a method, None where there is none.
+    """The evidence of a claim by its name (SLUG or SLUG.WORD), None where there is none.
 
     Raises UserError for a file that is cut off, of another format, of another method, or at odds with itself.
     """

@@ -35,7 +35,7 @@ TICK = 0.5  # seconds between two looks at how far the jobs are
 @dataclass(frozen=True, eq=False)
 class Job:
     """One arm at one seed. `options` are what `train` takes; with `after` it starts from the policy that
-    job ended with, else from `policy`."""
+    job ended with, else from `policy`. `uses` are options that take the folder of a job's final policy."""
 
     arm: str
     seed: int
@@ -43,6 +43,12 @@ class Job:
     policy: BaseRecipe | str
     options: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     after: Job | None = None
+    uses: Mapping[str, Job] = field(default_factory=lambda: NOTHING)
+
+    @property
+    def earlier(self) -> tuple[Job, ...]:
+        """The jobs whose policies it takes."""
+        return (*(() if self.after is None else (self.after,)), *self.uses.values())
 
     @property
     def code(self) -> str:
@@ -55,13 +61,15 @@ class Job:
         called)."""
         start = self.after.digest if self.after else json_of(self.policy)
         known = [self.method, self.code, self.seed, start, json_of(self.options), self._files()]
+        known += [[option, job.digest] for option, job in sorted(self.uses.items())]
         return blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def _files(self) -> list[str]:
-        """What the files and folders hold that the options and the starting policy name."""
-        rewards = [reward.split(":")[0] for reward in self.options.get("reward", ())]
-        named = [self.policy, self.options.get("world"), self.options.get("data"), *rewards]
-        return [_content(Path(name)) for name in named if isinstance(name, str) and Path(name).exists()]
+        """What the files hold that any option names, FILE:NAME included, and the folder of the starting policy."""
+        files = [path for text in _texts(self.options) for path in (Path(text), Path(text.split(":")[0]))]
+        found = [_content(path) for path in dict.fromkeys(files) if path.is_file()]
+        folder = isinstance(self.policy, str) and Path(self.policy).is_dir()
+        return [*found, _content(Path(str(self.policy)))] if folder else found
 
     def folder(self, home: Path) -> Path:
         """Its run directory."""
@@ -70,6 +78,18 @@ class Job:
     def finished(self, home: Path) -> bool:
         """Whether it has been run to its end: the policy is the last thing a run writes."""
         return (self.folder(home) / "policy").is_dir()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in an option, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _content(path: Path) -> str:
@@ -105,34 +125,34 @@ def run_jobs(jobs: Sequence[Job], home: Path, workers: int, heard: Heard, failin
     with _pool(workers) as (pool, queue):
         running: dict[Future[str], Job] = {}
         while waiting or running:
-            for job in [j for j in waiting if j.after is None or j.after.finished(home)][: workers - len(running)]:
+            ready = [j for j in waiting if all(e.finished(home) for e in j.earlier)]
+            for job in ready[: workers - len(running)]:
                 waiting.remove(job)
                 after = job.after.folder(home) if job.after else None
-                running[pool.submit(_work, job, job.folder(home), after)] = job
+                uses = {option: other.folder(home) for option, other in job.uses.items()}
+                running[pool.submit(_work, job, job.folder(home), after, uses)] = job
             done, _ = wait(running, timeout=TICK, return_when=FIRST_COMPLETED)
             while not queue.empty():
                 key, share = queue.get()
-                heard(todo[key], share)
+                if todo[key] in running.values():  # what a run told may arrive after its end
+                    heard(todo[key], share)
             for future in done:
                 job = running.pop(future)
                 if said := _result(future):
                     failed[job.digest] = said
                     if not failing:
                         raise UserError(f"arm {job.arm!r}, seed {job.seed}: {said}")
-                    waiting = [j for j in waiting if j.after is None or _key(j.after, home) != _key(job, home)]
+                    waiting = [j for j in waiting if all(_key(e, home) != _key(job, home) for e in j.earlier)]
                 heard(job, 1.0)
     return failed
 
 
 def _with_stages(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs and those they start from, each once, earlier ones first."""
+    """The jobs and those whose policies they take, each once, earlier ones first."""
     found: dict[str, Job] = {}
     for job in jobs:
-        chain = [job]
-        while chain[-1].after is not None:
-            chain.append(chain[-1].after)
-        for link in reversed(chain):
-            found.setdefault(link.digest, link)
+        for one in (*_with_stages(job.earlier), job):
+            found.setdefault(one.digest, one)
     return list(found.values())
 
 
@@ -191,7 +211,7 @@ class _Teller:
             _QUEUE.put((self.key, min(0.99, max(clock.progress, run.spent))))
 
 
-def _work(job: Job, folder: Path, after: Path | None) -> str:
+def _work(job: Job, folder: Path, after: Path | None, uses: Mapping[str, Path]) -> str:
     """Runs a job, or the rest of it, from where the job before it ended; returns what stopped it, "" if nothing
     did. Folders are the parent's word: this process may have been started after the code changed."""
     from etude.learning.base import base
@@ -210,6 +230,7 @@ def _work(job: Job, folder: Path, after: Path | None) -> str:
         else:
             policy = job.policy
         start = {"policy": policy, "base": False, "seed": job.seed}
+        start |= {option: str(other / "policy") for option, other in uses.items()}
         train(job.method, out=folder, name=job.arm, reporter=teller, **start, **job.options)
     except UserError as error:
         return str(error)

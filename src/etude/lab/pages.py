@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etude.lab.charts import Line, interval_chart, line_chart
+from etude.lab.charts import Line, endpoint_charts, line_chart
 from etude.lab.statistics import paired
 from etude.methods.catalog import CATALOG, FAMILIES, Entry
 
@@ -25,16 +25,19 @@ writes this page; `etude verify METHOD` runs a claim.
 
 
 def evidence_page(records: Mapping[str, Record]) -> str:
-    """docs/EVIDENCE.md, from the records there are by slug."""
-    rows = [overview_row(entry, records.get(entry.slug)) for family in FAMILIES for entry in _of(family)]
+    """docs/EVIDENCE.md, from the records there are by the name of their claim."""
+    rows = [row for family in FAMILIES for entry in _of(family) for row in overview_rows(entry, records)]
     out = [HEAD, "## All methods", "", table([("", "method", "status", "main endpoint", "estimate"), *rows])]
-    for slug in (s for s in CATALOG if s in records):
-        out += ["", f"## {CATALOG[slug].name}", "", method_evidence(records[slug], f"evidence/{slug}")]
+    for name, record in records.items():
+        slug, _, word = name.partition(".")
+        title = f"{CATALOG[slug].name}: {word}" if word else CATALOG[slug].name
+        out += ["", f"## {title}", "", method_evidence(record, f"evidence/{name}")]
     return "\n".join(out).rstrip() + "\n"
 
 
 def method_evidence(record: Record, plots: str) -> str:
-    """What a record says, in words, tables and plots, which stand at `plots`.svg and `plots`-endpoints.svg."""
+    """What a record says, in words, tables and plots, which stand at `plots`.svg and `plots`-endpoints.svg (and -2, -3
+    for endpoints in other units)."""
     claim, slug = record["claim"], record["slug"]
     metric = main_metric(record)
     return "\n".join(
@@ -45,8 +48,7 @@ def method_evidence(record: Record, plots: str) -> str:
             "",
             f"![{metric} of every arm]({plots}.svg)",
             "",
-            f"![Every endpoint with its interval]({plots}-endpoints.svg)",
-            "",
+            *(f"![Endpoints with their intervals]({plots}{end})\n" for end in _ends(len(endpoint_charts(record)))),
             table(_endpoint_rows(record)),
             "",
             table(_arm_rows(record)),
@@ -69,12 +71,8 @@ def plots(record: Record) -> dict[str, str]:
     percent = shown["unit"] == "%"
     title = f"{shown['of']}, mean of {len(record['seeds'])} seeds"
     curve = line_chart(lines, title=title, x_label="steps", y_label=shown["unit"], percent=percent)
-    rows = []
-    for e in record["endpoints"]:
-        estimate, low, high = (_drawn(record, e, e[k]) for k in ("estimate", "low", "high"))
-        rows.append((e["name"], estimate, low, high))
-    title = "endpoints in their own units (ratios: percent above 1); right of 0 is good"
-    return {".svg": curve, "-endpoints.svg": interval_chart(rows, title=title)}
+    charts = endpoint_charts(record)
+    return {".svg": curve, **dict(zip(_ends(len(charts)), charts, strict=True))}
 
 
 def main_metric(record: Record) -> str:
@@ -83,13 +81,24 @@ def main_metric(record: Record) -> str:
     return next((e["metric"] for e in record["endpoints"] if e["metric"] in drawn), record["endpoints"][0]["metric"])
 
 
-def overview_row(entry: Entry, record: Record | None) -> tuple[str, ...]:
-    """(number, slug, status, main endpoint, its estimate and interval) of one method."""
+def overview_rows(entry: Entry, records: Mapping[str, Record]) -> list[tuple[str, ...]]:
+    """(number, claim, status, main endpoint, its estimate and interval) of one method, and of each further claim."""
     number = "" if entry.number is None else f"{entry.number:02}"
-    if record is None:
-        return (number, entry.slug, "works" if entry.works else "planned", "", "")
-    first = record["endpoints"][0]
-    return (number, entry.slug, record["verdict"], first["name"], _interval(record, first))
+    rows: list[tuple[str, ...]] = [(number, entry.slug, "works" if entry.works else "planned", "", "")]
+    for name, record in records.items():
+        if name.partition(".")[0] == entry.slug:
+            first = record["endpoints"][0]
+            row = (number, name, record["verdict"], first["name"], _interval(record, first))
+            if name == entry.slug:
+                rows[0] = row
+            else:
+                rows.append(row)
+    return rows
+
+
+def _ends(charts: int) -> list[str]:
+    """How the files of so many endpoint charts end."""
+    return ["-endpoints.svg", *(f"-endpoints-{i}.svg" for i in range(2, charts + 1))]
 
 
 def _of(family: str) -> list[Entry]:
@@ -132,11 +141,6 @@ def _shown(record: Record, e: Record, value: float | None) -> float:
         return math.nan
     percent = record["claim"]["metrics"][e["metric"]]["unit"] == "%" and not e["ratio"]
     return 100 * value if percent else float(value)
-
-
-def _drawn(record: Record, e: Record, value: float | None) -> float:
-    shown = _shown(record, e, value)
-    return 100 * (shown - 1) if e["ratio"] else shown
 
 
 def _budget(claim: Record) -> str:

@@ -71,26 +71,29 @@ class Bench:
 
     def job(self, arm: Arm, seed: int, lr: float | None = None) -> Job:
         """The run of an arm at a seed, at its chosen learning rate or at `lr`."""
-        claim, after = self.claim, None
-        if arm.after is not None:
-            after = self.job(next(a for a in claim.arms if a.name == arm.after), seed)
+        claim = self.claim
+        earlier = {name: self.job(next(a for a in claim.arms if a.name == name), seed) for name in arm.earlier}
         options = {**claim.options, **arm.options}
         rate = lr if lr is not None else self.lrs.get(arm.name)
         if rate is not None:
             options["optim"] = {**options.get("optim", {}), "lr": rate}
         options |= {
             "world": arm.world or claim.world,
-            "world_options": {} if arm.world else dict(claim.world_options),
+            "world_options": arm.options.get("world_options", {} if arm.world else dict(claim.world_options)),
             "budget": [f"{kind}={cap:g}" for kind, cap in claim.equal.items()],
         }
-        return Job(arm.name, seed, arm.method, claim.policy, options, after)
+        after = None if arm.after is None else earlier[arm.after]
+        uses = {option: earlier[name] for option, name in arm.uses.items()}
+        return Job(arm.name, seed, arm.method, claim.policy, options, after, uses)
 
     def tune(self) -> dict[str, tuple[tuple[float, tuple[float, ...]], ...]]:
-        """Chooses every arm's learning rate; returns what each scored. A rate at which a run fails scores nan."""
+        """Chooses every arm's learning rate; returns what each scored. A rate at which a run fails scores nan. A stage
+        that names its own keeps it."""
         claim, found = self.claim, {}
         if not claim.grid:
             return {}
         for level in _levels(claim.arms):
+            level = [a for a in level if not (a.role == "stage" and "lr" in a.options.get("optim", {}))]
             jobs = {(a.name, lr): [self.job(a, s, lr) for s in claim.tuning_seeds] for a in level for lr in claim.grid}
             failed = self._run("tuning", [job for of in jobs.values() for job in of], failing=True)
             for arm in level:
@@ -142,7 +145,7 @@ def _levels(arms: Sequence[Arm]) -> list[list[Arm]]:
     levels: list[list[Arm]] = []
     depth: dict[str, int] = {}
     for arm in arms:
-        depth[arm.name] = 0 if arm.after is None else depth[arm.after] + 1
+        depth[arm.name] = max((depth[name] + 1 for name in arm.earlier), default=0)
         if depth[arm.name] == len(levels):
             levels.append([])
         levels[depth[arm.name]].append(arm)

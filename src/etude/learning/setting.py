@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from etude.acting.agent import PolicyAgent
-from etude.acting.endpoint import Server
 from etude.acting.episodes import episodes
 from etude.acting.sample import sample
+from etude.audits.estimators import exact
 from etude.audits.evaluate import evaluate
 from etude.audits.report import Evaluation
 from etude.experience.claims import BaseRecipe
+from etude.experience.endpoint import Server
 from etude.experience.errors import UserError, unknown
 from etude.experience.keys import Keys
 from etude.experience.meter import KINDS, Meter
-from etude.experience.protocols import Acting, Agent, Clock, Interactive, Limits, Policy, Roles, Score, World
+from etude.experience.protocols import Acting, Agent, Clock, Interactive, Limits, Policy, Probe, Roles, Score, World
 from etude.experience.types import RAW, Law
 from etude.learning.actors import Ray
 from etude.learning.ahead import Ahead, Gather
@@ -68,15 +69,20 @@ class Common:
     reward_seconds: float = 30.0  # longest a reward function may take over an answer
     eval_every: int = 25  # steps between evaluations; 0: only before and after
     eval_problems: int = 256  # held-out problems in an evaluation
-    eval_samples: int = 1  # answers a problem, sampled at temperature 1
+    eval_samples: int = 1  # answers a problem
+    eval_temperature: float = 1.0  # of answers in an evaluation; 0: the likeliest token each time
+    eval_tokens: int | None = None  # longest answer in an evaluation; None: as while learning
     device: str = "cpu"  # cpu or cuda
     checkpoint_every: int = 20  # steps between checkpoints
     ray: Ray = field(default_factory=Ray)
     budget: tuple[str, ...] = ()  # kind=amount of the meter, e.g. tokens=1e6; the run ends once one is spent
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UserError(f"temperature must be at least 0, not {self.temperature}")
+        for name in ("temperature", "eval_temperature"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.eval_tokens is not None and self.eval_tokens < 1:
+            raise UserError(f"eval_tokens must be at least 1, not {self.eval_tokens}")
         if not self.reward_seconds > 0:
             raise UserError(f"reward_seconds must be above 0, not {self.reward_seconds}")
         if self.eval_every < 0:
@@ -97,7 +103,11 @@ class Common:
 
 @dataclass
 class Setting:
-    """What a method's `train` is given."""
+    """What a method's `train` is given.
+
+    How it is looked at, a method may change before its loop begins: `act` is how a held-out evaluation acts,
+    `views` are further ways, whose metrics begin with NAME/, and `probes` are further metrics of the policy.
+    """
 
     run: Run
     common: Common
@@ -106,6 +116,9 @@ class Setting:
     score: Score
     start: Start
     served: ServedAdapter | None = None  # where a server acts in the policy's place
+    act: Acting = sample
+    views: dict[str, Acting] = field(default_factory=dict)
+    probes: dict[str, Probe] = field(default_factory=dict)
 
     @property
     def law(self) -> Law:
@@ -153,12 +166,12 @@ class Setting:
 
     def roles(self) -> Roles:
         """The policy as the actor."""
-        return {"actor": self._actor(self.law, self.run.meter)}
+        return {"actor": self._actor(self.law, self.limits, self.run.meter)}
 
-    def _actor(self, law: Law, meter: Meter | None = None) -> Agent:
+    def _actor(self, law: Law, limits: Limits, meter: Meter | None = None) -> Agent:
         if self.served is not None:
-            return self.served.actor(law, self.limits, meter)
-        return PolicyAgent(self.policy, "actor", law, self.limits, meter)
+            return self.served.actor(law, limits, meter)
+        return PolicyAgent(self.policy, "actor", law, limits, meter)
 
     def reference(self) -> Policy:
         """The policy as the run began, frozen: loaded anew, so that a resumed run has the same one."""
@@ -168,21 +181,38 @@ class Setting:
         return shard(policy, self.run.ranks)
 
     def evaluate(self) -> Evaluation:
-        """Held-out accuracy now, sampled at temperature 1. The same problems and the same streams
-        every time; nothing is charged to the run."""
-        roles = {"actor": self._actor(RAW)}
-        act = acting_for(self.world, sample, room=self.common.max_tokens)
+        """What the policy does on held-out problems now, as it acts and in every view, and what the probes find. The
+        same problems and the same streams every time; nothing is charged to the run."""
+        found = self._evaluated(self.act)
+        metrics = dict(found.metrics)
+        for name, act in self.views.items():
+            seen = self._evaluated(act)
+            metrics |= {f"{name}/{metric}": e for metric, e in seen.named.items()}
+        keys = self.run.keys.at("evaluate", "probe")
+        for name, probe in self.probes.items():
+            metrics[name] = exact(probe(self.policy, keys.at(name)))
+        return replace(found, metrics=metrics)
+
+    def _evaluated(self, act: Acting) -> Evaluation:
+        common = self.common
+        room = common.eval_tokens or common.max_tokens
+        law = Law(temperature=common.eval_temperature) if common.eval_temperature != 1 else RAW
         return evaluate(
-            roles, self.world, "test", self.common.eval_problems, self.common.eval_samples,
-            shared_acting(act, self.policy, self.run.ranks),
+            {"actor": self._actor(law, Limits(max_tokens=room))},
+            self.world, "test", common.eval_problems, common.eval_samples,
+            shared_acting(acting_for(self.world, act, room=room), self.policy, self.run.ranks),
             self.run.keys.at("evaluate"),
         )  # fmt: skip
 
     def watch(self, clock: Clock) -> None:
-        """Evaluates before the first step, every `eval_every` steps, and after the last."""
-        every = self.common.eval_every
-        if clock.step in (0, clock.total) or (every and clock.step % every == 0):
+        """Evaluates where an evaluation is due."""
+        if self.due(clock):
             self.run.evaluated(self.evaluate())
+
+    def due(self, clock: Clock) -> bool:
+        """Whether to evaluate now: before the first step, every `eval_every` steps, and after the last."""
+        every = self.common.eval_every
+        return clock.step in (0, clock.total) or (every > 0 and clock.step % every == 0)
 
 
 def setting(run: Run, common: Common, start: Start = "base") -> Setting:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from etude.experience.claims import Claim
 from etude.experience.errors import UserError, unknown
 from etude.experience.protocols import Policy
 from etude.learning.group_rl import GroupRL, compose
@@ -31,6 +32,20 @@ def method(slug: str) -> Method:
     found: Method = load(slug).METHOD
     load_parts()  # a combination may name what another method brings
     return found
+
+
+def claims(name: str) -> dict[str, Claim]:
+    """The claims of a method, or the one called SLUG.WORD, by name; SLUG.main is the main one alone. Raises UserError
+    where there is none."""
+    slug, _, word = name.partition(".")
+    found = method(slug).claims
+    if not found:
+        raise UserError(f"method {slug!r} has no claim to verify")
+    if word == "main":
+        name = slug
+    if word and name not in found:
+        raise unknown("claim", name, found)
+    return {name: found[name]} if word else found
 
 
 def train(
@@ -133,11 +148,11 @@ def _folder(name: str, seed: int) -> Path:
 
 
 def describe(slug: str) -> Mapping[str, Any]:
-    """What `etude show` prints: the catalogue row, the docstring, the hyperparameters, the claim (empty or None
+    """What `etude show` prints: the catalogue row, the docstring, the hyperparameters, the claims by name (empty
     where it is not written yet). Raises UserError if there is no such method."""
     row = entry(slug)
     if not row.works:
-        return {**asdict(row), "works": False, "doc": "", "options": {}, "claim": None}
+        return {**asdict(row), "works": False, "doc": "", "options": {}, "claims": {}}
     module = load(slug)
     chosen: Method = module.METHOD
     return {
@@ -145,5 +160,5 @@ def describe(slug: str) -> Mapping[str, Any]:
         "works": True,
         "doc": (module.__doc__ or "").strip(),
         "options": asdict(chosen.config()),
-        "claim": chosen.claim.plain() if chosen.claim else None,
+        "claims": {name: claim.plain() for name, claim in chosen.claims.items()},
     }
