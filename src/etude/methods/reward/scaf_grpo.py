@@ -7,7 +7,7 @@ by itself. For question q with hints in classes from abstract to concrete (knowl
 class is h = its first j pieces; a class begins without the pieces of the class before. A step then is
 
     1. sample G answers o_i ~ pi_old(. | q) and let the verifier judge them, r_i in {0, 1};
-    2. once the exemption is over: where all r_i = 0, sample an answer for q + h, level by level, until one is right: o*;
+    2. once the exemption is over: where all r_i = 0, sample answer for q + h, level by level, until one is right, o*;
     3. put o* in the place of one o_i drawn at random; where no level helps, leave the group as it is;
     4. A_i = (r_i - mean r) / (std r + 1e-6) over the G answers of the final group (no unit), and GRPO's loss, the mean
        over tokens t of -min(s A, clip(s, 1 - e, 1 + e) A) with the ratio s = pi(o_t | x, o_<t) / pi_old(o_t | x, o_<t),
@@ -175,21 +175,21 @@ OURS = {"exempt": 0.1}
 # A cliff with a bridge: the base adds up chains when few totals are left to write, the more seldom the more are left,
 # and answers long ones with a number at random, although it can add them up (under a marker that training does not
 # show). At larger rates or over more steps every arm leaves this cliff by a lucky answer, hints or not: the claim is
-# about who does within 100 steps. Another question's hints decide nothing here, so `other` has no endpoint: they too
+# about who does within 90 steps. Another question's hints decide nothing here, so `other` has no endpoint: they too
 # shorten what seems left to do, and the policy, which sees all numbers, can put the wrong totals right.
 CLAIM = Claim(
-    says="On a cliff, sums of eleven numbers that the policy answers at random, Scaf-GRPO learns within 100 steps to add "
-    "them up without hints; GRPO stays where it was, and so do as many plain retries in the place of hints; short "
-    "sums do not suffer.",
+    says="On a cliff, sums of eleven numbers that the policy answers at random, Scaf-GRPO learns within 90 steps to "
+    "add them up without hints; GRPO stays where it was, and so do as many plain retries in the place of hints; "
+    "short sums do not suffer.",
     world="chain",
     world_options={**RULE, "kinds": {"short": {"terms": (3, 4)}, "long": {"terms": (11, 11)}}},
     policy=BASE,
     options={
-        "steps": 100,
+        "steps": 90,
         "problems": 16,
         "members": 8,
         "max_tokens": 36,
-        "eval_every": 20,
+        "eval_every": 15,
         "eval_problems": 512,
     },
     arms=(
@@ -208,16 +208,16 @@ CLAIM = Claim(
         "sampled": Metric("cost", "sampled", better="lower", unit="tokens"),
     },
     endpoints=(
-        Endpoint("long sums over GRPO", "effect", "long", ("scaf-grpo", "grpo"), 0.15, every=True),
-        Endpoint("long sums over plain retries", "vanish", "long", ("scaf-grpo", "retries"), 0.15),
-        Endpoint("failed groups that hints save", "effect", "rescued", ("scaf-grpo", "retries"), 0.20),
+        Endpoint("long sums over GRPO", "effect", "long", ("scaf-grpo", "grpo"), 0.10, every=True),
+        Endpoint("long sums over plain retries", "vanish", "long", ("scaf-grpo", "retries"), 0.10),
+        Endpoint("failed groups that hints save", "effect", "rescued", ("scaf-grpo", "retries"), 0.30),
         Endpoint("plain retries are GRPO", "vanish", "long", ("retries", "grpo"), 0.10, equal=True),
         Endpoint("short sums as before", "guard", "short", ("scaf-grpo", "grpo"), 0.10),
     ),
     tune="long",
     grid=(2e-4, 3e-4),
     tuning_seeds=(1000, 1001),
-    minutes=3.0,
+    minutes=1.0,
 )
 
 METHOD = Method("scaf-grpo", ScafGRPO, group_rl, claim=CLAIM)
