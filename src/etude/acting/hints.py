@@ -74,8 +74,8 @@ class ColumnTiers:
         tiers = _tiers(value)
         if tiers is None:
             raise UserError(
-                f"problem {problem.id}: {self.name!r} should hold hints, a list of texts or lists of texts from abstract "
-                f"to concrete, not {value!r:.60}"
+                f"problem {problem.id}: {self.name!r} should hold hints, a list of texts or lists of texts from "
+                f"abstract to concrete, not {value!r:.60}"
             )
         return tiers
 

@@ -18,7 +18,7 @@ to the plain prompt through the shared weights and through the seven plain failu
 
 The exemption is the first 15% of the run, in which failures of format and the like cure themselves; or, as the paper
 reasons, it lasts until the share of failing groups has levelled off (exempt = None, see `Levelled`). With exempt = 1
-this is GRPO.
+this is GRPO, with the mean over the tokens of all answers that the paper's code takes.
 
 Why a selected answer may feed a ratio here: o* is an exact draw of pi_old(. | q + h), and its log-probabilities are
 those of that very context, which its call holds; so s = 1 before the first update and the clip bounds each step as for
@@ -194,7 +194,7 @@ CLAIM = Claim(
     },
     arms=(
         Arm("scaf-grpo", "scaf-grpo", OURS),
-        Arm("grpo", "grpo", role="baseline"),
+        Arm("grpo", "group-rl", role="baseline"),  # with a mean over tokens, as Scaf-GRPO
         Arm("retries", "scaf-grpo", {**OURS, "hints": "none"}, role="ablation"),
         Arm("other", "scaf-grpo", {**OURS, "hints": "other"}, role="control"),
     ),
