@@ -208,7 +208,8 @@ def test_with_empty_hints_it_is_one_plain_retry_a_level():
     wanted = 0
 
     def score(problem, text):
-        return Outcome(float("9" in text), "9" in text)
+        right = text[:1].isalpha()  # as about a third of what it says
+        return Outcome(float(right), right)
 
     groups = Scaffold(ladder_of(WORLD, whose="none"), Constant(1.0), replace="first")(
         roles(), PROBLEMS, 2, score, CLOCK, KEYS
@@ -235,7 +236,7 @@ def test_with_empty_hints_it_is_one_plain_retry_a_level():
 
 def run(method, out, **options):
     shared = {
-        **{"steps": 4, "problems": 4, "members": 4, "max_tokens": 4, "eval_every": 0, "eval_problems": 4},
+        **{"steps": 4, "problems": 4, "members": 4, "max_tokens": 1, "eval_every": 0, "eval_problems": 4},
         **{"optim": {"lr": 1e-3}, "checkpoint_every": 1, "base": False, "policy": "tiny:width=32,depth=1,heads=2"},
     }
     if "world" not in options:
@@ -258,10 +259,13 @@ def metrics(run):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A policy that says digits, so that it is right about one time in ten."""
-    folder = tmp_path_factory.mktemp("start") / "policy"
-    save_policy(small_lm(), folder)
-    return str(folder)
+    """A policy that begins with a digit, so that one token is right about one time in ten."""
+    folder = tmp_path_factory.mktemp("start")
+    save_policy(small_lm(), folder / "random")
+    world = {"world": "chain", "world_options": {**CHAIN, "kinds": KINDS}}
+    learn = {"steps": 30, "base": False, "eval_every": 0, "eval_problems": 4, "optim": {"lr": 3e-2}}
+    done = train("sft", out=folder / "run", policy=str(folder / "random"), **world, **learn)
+    return str(Path(done.folder) / "policy")
 
 
 def test_exempt_for_the_whole_run_it_is_grpo(tmp_path, start):
@@ -271,7 +275,7 @@ def test_exempt_for_the_whole_run_it_is_grpo(tmp_path, start):
     assert metrics(grpo) == metrics(exempt)
     assert {**grpo.meter.read(), "seconds": 0} == {**exempt.meter.read(), "seconds": 0}
     helped = run("scaf-grpo", tmp_path / "helped", policy=start, exempt=0.0)
-    assert metrics(helped)["group/rescued"][1][0] > 0
+    assert max(metrics(helped)["group/rescued"][1]) > 0
     assert not same(weights(grpo), weights(helped))
 
 

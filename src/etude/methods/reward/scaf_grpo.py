@@ -18,7 +18,7 @@ to the plain prompt through the shared weights and through the seven plain failu
 
 The exemption is the first 15% of the run, in which failures of format and the like cure themselves; or, as the paper
 reasons, it lasts until the share of failing groups has levelled off (exempt = None, see `Levelled`). With exempt = 1
-this is GRPO, with the mean over the tokens of all answers that the paper's code takes.
+this is GRPO, with the mean over the tokens of all answers as the released code takes it.
 
 Why a selected answer may feed a ratio here: o* is an exact draw of pi_old(. | q + h), and its log-probabilities are
 those of that very context, which its call holds; so s = 1 before the first update and the clip bounds each step as for
