@@ -235,10 +235,8 @@ def test_with_empty_hints_it_is_one_plain_retry_a_level():
 
 
 def run(method, out, **options):
-    shared = {
-        **{"steps": 4, "problems": 4, "members": 4, "max_tokens": 1, "eval_every": 0, "eval_problems": 4},
-        **{"optim": {"lr": 1e-3}, "checkpoint_every": 1, "base": False, "policy": "tiny:width=32,depth=1,heads=2"},
-    }
+    shared = {"steps": 4, "problems": 4, "members": 4, "max_tokens": 1, "eval_every": 0, "eval_problems": 4}
+    shared |= {"optim": {"lr": 1e-3}, "checkpoint_every": 1, "base": False, "policy": "tiny:width=32,depth=1,heads=2"}
     if "world" not in options:
         shared |= {"world": "chain", "world_options": {**CHAIN, "kinds": KINDS}}
     return train(method, out=out, **{**shared, **options})

@@ -7,7 +7,7 @@ by itself. For question q with hints in classes from abstract to concrete (knowl
 class is h = its first j pieces; a class begins without the pieces of the class before. A step then is
 
     1. sample G answers o_i ~ pi_old(. | q) and let the verifier judge them, r_i in {0, 1};
-    2. once the exemption is over: where all r_i = 0, sample answer for q + h, level by level, until one is right, o*;
+    2. once the exemption is over: where all r_i = 0, sample for q + h, level by level, until an answer is right, o*;
     3. put o* in the place of one o_i drawn at random; where no level helps, leave the group as it is;
     4. A_i = (r_i - mean r) / (std r + 1e-6) over the G answers of the final group (no unit), and GRPO's loss, the mean
        over tokens t of -min(s A, clip(s, 1 - e, 1 + e) A) with the ratio s = pi(o_t | x, o_<t) / pi_old(o_t | x, o_<t),
