@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import eq
 from typing import Any, TypeVar
@@ -97,6 +97,25 @@ def with_older(new: Examples, older: Sequence[Examples], share: float, keys: Key
     return joined(parts)
 
 
+class PairStore:
+    """The pairs that each round made, for the later ones. State for a run to track."""
+
+    def __init__(self) -> None:
+        self.rounds: list[Examples] = []
+
+    def mixed(self, new: Examples, share: float, keys: Keys) -> Examples:
+        """The pairs of a new round with older ones (see `with_older`); the new are remembered."""
+        found = with_older(new, self.rounds[::-1], share, keys)
+        self.rounds.append(new)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rounds": [r.state_dict() for r in self.rounds]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rounds = [Examples.from_state(r) for r in state["rounds"]]
+
+
 def of_links(data: Examples, links: Sequence[Link]) -> Examples:
     """The examples of these links alone."""
     rows: list[Row] = []
@@ -107,7 +126,7 @@ def of_links(data: Examples, links: Sequence[Link]) -> Examples:
     return Examples(rows, kept)
 
 
-def with_info(data: Examples, columns: dict[str, Sequence[Any]]) -> Examples:
+def with_info(data: Examples, columns: Mapping[str, Sequence[float | str]]) -> Examples:
     """The examples with more row columns, a value a row."""
     rows = [
         replace(row, info={**row.info, **{name: values[i] for name, values in columns.items()}})
