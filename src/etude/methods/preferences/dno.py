@@ -47,7 +47,8 @@ from etude.acting.sample import sample
 from etude.audits.exploitability import mean_exploitability, strategies
 from etude.curation.examples import Examples, completion, only_row
 from etude.curation.examples import pairs as linked
-from etude.curation.pairing import PairStore, differing, pairs, same_tokens, with_info
+from etude.curation.pairing import PairStore, pairs, same_tokens, with_info
+from etude.experience.batch import pack
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.protocols import Clock, Game, Interactive, Judge, Policy
@@ -179,6 +180,9 @@ def train(s: Setting, config: DNO) -> None:
 
         objective = PairLoss("soft" if exact else "logistic", config.eta, nll_coef=config.nll)
         source = examples(data, config.batch, s.run)
+        if config.batch >= len(data.links):
+            whole = pack(data.rows, data.links)
+            source = lambda clock, keys: whole
         fit(s.run, Seat(s.policy, config.optim, config.steps), source, objective, config.steps, by=None, watch=watch)
         look(r + 1)
 
@@ -266,9 +270,10 @@ def of_group(config: DNO, a: Answered, value: Floats, keys: Keys) -> tuple[list[
     """One problem's pairs, as indices, and how many more had identical sides: of the exact form y1, y2 ~ pi_t, of the
     practical one those of the widest margins that are admitted."""
     if config.form == "exact":
-        every = list(combinations(range(len(a.rows)), 2))
-        drawn = [every[i] for i in keys.numpy().permutation(len(every))]
-        return differing(drawn, lambda i, j: same_tokens(a.rows[i], a.rows[j]), config.pairs_each)
+        distinct = list({text: i for i, text in enumerate(a.texts)}.values())
+        every = list(combinations(distinct, 2))
+        drawn = [every[i] for i in keys.numpy().permutation(len(every))[: config.pairs_each]]
+        return drawn, len(a.texts) - len(distinct)
 
     def margin(i: int, j: int) -> float:
         if i == 0 and config.teacher is not None:
