@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from etude.acting.agent import PolicyAgent
 from etude.acting.sample import sample
-from etude.curation.examples import Examples, completion, only_row
+from etude.curation.examples import Examples, only_row
 from etude.curation.examples import pairs as linked
 from etude.curation.pairing import PairStore, pairs, same_tokens, with_info
 from etude.experience.batch import pack
@@ -55,11 +55,12 @@ from etude.feedback.judge import Judging, text_of
 from etude.feedback.winrate import compared, fitted_rewards, pooled, win_rates
 from etude.learning.best import Best, held_back, validation
 from etude.learning.iterates import Iterates
-from etude.learning.judging import judge_for
+from etude.learning.judging import judge_for, win_rate_over
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import Collected, describe, examples, fit, rounds
 from etude.learning.setting import Setting
-from etude.learning.teaching import Teach, teacher_for, win_rate
+from etude.learning.sources import answers as written
+from etude.learning.sources import taught
 from etude.methods.method import Method
 from etude.objectives.pairs import PairLoss
 from etude.objectives.reference import reference_of
@@ -83,7 +84,7 @@ class DNO:
     eta: float = 0.1  # weight of the log-ratio to the reference; DPO's beta
     reference: Literal["moving", "first"] = "moving"  # pi_t, or pi_1 in every round (iterative DPO)
     feedback: Literal["win-rate", "bradley-terry"] = "win-rate"  # exact form: r_t, or one reward fitted to pi_1's pairs
-    teacher: str | None = "oracle"  # practical form: oracle, a policy's name or folder, or None: no teacher's answers
+    teacher: str | None = "oracle:plain"  # practical form: oracle:STYLE, a policy, a file of completions, or None
     admit: Literal["all", "teacher", "spin"] = "all"  # pairs: of any kind, judged teacher > student, or that unjudged
     online: bool = True  # false: answers are pi_1's in every round, and so is the reference (offline DPO)
     floor: float = 0.6  # least win rate of a positive
@@ -109,15 +110,18 @@ class DNO:
             raise UserError("feedback=bradley-terry takes the place of the win rates of form=exact")
         if not 0 <= self.floor <= 1 or not min(self.margin, self.student_margin) >= 0:
             raise UserError("floor is a win rate in [0, 1], and margin and student_margin are at least 0")
+        if not (self.eta > 0 and 0 <= self.older < 0.5 and self.nll >= 0 and self.validation >= 0):
+            raise UserError("eta must be above 0, older in [0, 0.5), nll and validation at least 0")
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The answers to one problem, and the row that teaches each. The first is the teacher's, where there is one."""
+    """The answers to one problem, and the row that teaches each; `taught`: the first is the teacher's."""
 
     problem: Problem
     texts: list[str]
     rows: list[Row]
+    taught: bool = False
 
 
 def train(s: Setting, config: DNO) -> None:
@@ -130,9 +134,9 @@ def train(s: Setting, config: DNO) -> None:
     judge = s.run.track("judge", judge_for(s, config.judge))
     iterates, store = s.run.track("iterates", Iterates(s, keep=exact)), s.run.track("pairs", PairStore())
     best, measure = s.run.track("best", Best(s.policy)), validation_of(s, config)
-    teach = None if exact or config.teacher is None else teacher_for(s, config.teacher)
-    if teach is not None:
-        s.probes["win_rate"] = win_rate(s, teach)
+    teacher = None if exact else config.teacher
+    if teacher is not None:
+        s.probes["win_rate"] = win_rate_over(s, teacher)
     first = s.reference() if config.reference == "first" or not config.online else None
     total = config.rounds * config.steps
     rewards: Rewards | None = None
@@ -149,7 +153,7 @@ def train(s: Setting, config: DNO) -> None:
 
     def fitted() -> Rewards:
         """From as many verdicts as all rounds ask for, all of them on answers of pi_1."""
-        found = [(f"rewards{r}", answered(s, answers(s, config, r), None, s.run.keys)) for r in range(config.rounds)]
+        found = [(f"rewards{r}", answered(s, answers(s, config, r), None)) for r in range(config.rounds)]
         wins = [(of, compared(judge, [a.problem for a in of], [a.texts for a in of], name)) for name, of in found]
         return fitted_rewards(
             (text_of(a.problem.prompt), a.texts, w) for of, ws in wins for a, w in zip(of, ws, strict=True)
@@ -160,7 +164,7 @@ def train(s: Setting, config: DNO) -> None:
             return None
         iterates.add()
         groups = answers(s, config, r, None if config.online else first)
-        found = answered(s, groups, teach, s.run.keys.at("teacher", r))
+        found = answered(s, groups, teacher)
         unparsed = judge.unparsed
         values = valued(config, judge, found, rewards, r)
         new, counts = paired(config, found, values, s.run.keys.at("pairs", r))
@@ -179,7 +183,7 @@ def train(s: Setting, config: DNO) -> None:
                 s.watch(Clock(now, total))
 
         whole = pack(data.rows, data.links) if config.batch >= len(data.links) else None
-        drawn = examples(data, config.batch, s.run)
+        drawn = examples(data, config.batch, s.run)  # a round of fewer pairs takes all of them in every update
         objective = PairLoss("soft" if exact else "logistic", config.eta, nll_coef=config.nll)
         fit(
             s.run, Seat(s.policy, config.optim, config.steps),
@@ -214,22 +218,24 @@ def answers(s: Setting, config: DNO, r: int, other: Policy | None = None) -> lis
     return sample(roles, asked, config.members, s.score, clock, keys)
 
 
-def answered(s: Setting, groups: Sequence[Group], teach: Teach | None, keys: Keys) -> list[Answered]:
-    """The groups' answers, after the teacher's. Charges `teacher`, one an answer."""
+def answered(s: Setting, groups: Sequence[Group], teacher: str | None) -> list[Answered]:
+    """The groups' answers, after the teacher's where it gives one. Charges `teacher`, one a problem."""
     found = [Answered(g.problem, [m.text for m in g.members], [only_row(m) for m in g.members]) for g in groups]
-    if teach is None:
+    if teacher is None:
         return found
-    given = teach([a.problem for a in found], keys)
-    s.run.meter.charge("teacher", len(given))
-    tokenizer, limit = s.policy.tokenizer, s.policy.limit
-    rows = [completion(tokenizer, a.problem.prompt, t, limit) for a, t in zip(found, given, strict=True)]
-    return [Answered(a.problem, [t, *a.texts], [row, *a.rows]) for a, t, row in zip(found, given, rows, strict=True)]
+    s.run.meter.charge("teacher", len(found))
+    given = written(s, teacher, "teacher", [a.problem for a in found])
+    rows = [taught(s, a.problem, text) for a, text in zip(found, given, strict=True)]
+    return [
+        Answered(a.problem, [text, *a.texts], [row, *a.rows], True) if text and isinstance(row, Row) else a
+        for a, text, row in zip(found, given, rows, strict=True)
+    ]
 
 
 def valued(config: DNO, judge: Judge, found: Sequence[Answered], rewards: Rewards | None, r: int) -> list[Floats]:
     """f64[G] a problem: each answer's win rate in its group (0 if repetitive), or what stands in its place."""
     if config.admit == "spin":
-        return [np.eye(1, len(a.texts))[0] for a in found]  # the teacher's is the best, whatever it is
+        return [a.taught * np.eye(1, len(a.texts))[0] for a in found]  # the teacher's is the best, whatever it is
     if rewards is not None:
         known = [rewards[text_of(a.problem.prompt)] for a in found]
         return [np.array([k.get(t, min(k.values())) for t in a.texts]) for k, a in zip(known, found, strict=True)]
@@ -261,7 +267,7 @@ def paired(
         count["identical"] += identical
         count["skipped"] += not kept
         for i, j in kept:
-            count["by_student"] += i > 0 or config.teacher is None or config.form == "exact"
+            count["by_student"] += i > 0 or not a.taught
             chosen.append(replace(a.rows[i], info={"value": float(value[i])}))
             rejected.append(replace(a.rows[j], info={"value": float(value[j])}))
     count["pairs"] = float(len(chosen))
@@ -278,7 +284,7 @@ def pairs_of(config: DNO, a: Answered, value: Floats, keys: Keys) -> tuple[list[
         return [every[i] for i in drawn], len(a.texts) - len(different)
 
     def margin(i: int, j: int) -> float:
-        if i == 0 and config.teacher is not None:
+        if i == 0 and a.taught:
             return config.margin
         return config.student_margin if config.admit == "all" else np.inf
 
