@@ -313,7 +313,7 @@ def test_the_claims_of_the_catalogue_are_sound_and_their_smoke_runs_small(name):
     small = quick(claim)
     assert (len(small.seeds), small.grid, small.equal["updates"]) == (2, (), 4)
     roles = {e.role for e in claim.endpoints}
-    assert "effect" in roles
+    assert "effect" in roles or "." in name  # a further claim may be a guard alone
     for arm in claim.arms:
         method(arm.method)
 

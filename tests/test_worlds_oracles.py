@@ -17,12 +17,13 @@ from etude.experience.keys import Keys
 from etude.experience.protocols import World
 from etude.worlds.chain import ChainWorld
 from etude.worlds.countdown import evaluate, express, search
+from etude.worlds.maze import MazeWorld
 from etude.worlds.oracles import faulty, inject, load_oracle, step_oracle
 from etude.worlds.reasoning import ReasoningWorld
 
 NAMES = [
     f"{task}/{notation}"
-    for task in ("chain", "chain-mod", "chain_sum", "countdown", "mini_sudoku")
+    for task in ("chain", "chain-mod", "chain_sum", "countdown", "mini_sudoku", "grid_maze", "number_sorting")
     for notation in ("compact", "natural")
 ]
 PROBLEMS = 200
@@ -35,6 +36,8 @@ def world(name: str) -> Any:
         return ChainWorld(notation=notation)
     if task == "chain-mod":
         return ChainWorld(notation=notation, modulus=50, scale=7, shift=3, numbers=(0, 4))
+    if task == "grid_maze":
+        return MazeWorld(notation=notation)
     return ReasoningWorld(task, notation=notation)
 
 
@@ -133,7 +136,7 @@ def test_hints_go_from_abstract_to_concrete_without_the_answer(name: str) -> Non
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 1.0])
-@pytest.mark.parametrize("name", ["chain/compact", "countdown/compact", "mini_sudoku/compact"])
+@pytest.mark.parametrize("name", ["chain/compact", "countdown/compact", "mini_sudoku/compact", "grid_maze/compact"])
 def test_fault_rate(name: str, rate: float) -> None:
     w = world(name)
     oracle = faulty(step_oracle(w), rate)
@@ -267,7 +270,7 @@ def test_explanations() -> None:
 
 
 def test_a_world_without_an_oracle() -> None:
-    with pytest.raises(UserError, match=r"world 'maze' has no oracle; worlds with one: chain, .*textworld, chain_sum"):
+    with pytest.raises(UserError, match=r"world 'maze' has no oracle; worlds with one: chain, .*textworld, .*sum"):
         load_oracle(ReasoningWorld("maze"))
 
 

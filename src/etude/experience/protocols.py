@@ -130,12 +130,16 @@ Reward = Callable[..., Sequence[float]]  # f(prompts, completions, **columns), T
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `stops` are the ids that end a turn."""
+    """Text to ids and back. `stops` are the ids that end a turn; `mask` hides a token from a policy that looks both
+    ways (None: there is none)."""
 
     size: int
     pad: int
     stops: frozenset[int]
     notation: str  # the world notation this tokenizer is made for: "compact" or "natural"
+
+    @property
+    def mask(self) -> int | None: ...
 
     def encode(self, text: str) -> Ids: ...
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -232,9 +236,16 @@ class Limits:
 class Agent(Protocol):
     """A policy as others may use it: continues prefixes of its own tokens."""
 
-    name: str
-    tokenizer: Tokenizer
-    limit: int  # longest context and output together, in tokens
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def limit(self) -> int:
+        """Longest context and output together, in tokens."""
+        ...
 
     def generate(
         self,

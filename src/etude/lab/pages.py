@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etude.lab.charts import Line, interval_chart, line_chart
+from etude.lab.charts import Line, endpoint_charts, line_chart
 from etude.lab.statistics import paired
 from etude.methods.catalog import CATALOG, FAMILIES, Entry
 
@@ -73,23 +73,6 @@ def plots(record: Record) -> dict[str, str]:
     curve = line_chart(lines, title=title, x_label="steps", y_label=shown["unit"], percent=percent)
     charts = endpoint_charts(record)
     return {".svg": curve, **dict(zip(_ends(len(charts)), charts, strict=True))}
-
-
-def endpoint_charts(record: Record, width: int = 640) -> list[str]:
-    """The endpoints as forest plots: one for each unit, and one for ratios."""
-    scales: dict[tuple[bool, str], list[tuple[str, float, float, float]]] = {}
-    for e in record["endpoints"]:
-        ratio = bool(e.get("ratio"))
-        unit = "" if ratio else record.get("claim", {}).get("metrics", {}).get(e["metric"], {}).get("unit", "")
-        estimate, low, high = _numbers([e["estimate"], e["low"], e["high"]])
-        scales.setdefault((ratio, unit), []).append((f"{e['name']} ({e['role']})", estimate, low, high))
-    charts = []
-    for (ratio, unit), rows in scales.items():
-        title = "ratios" if ratio else f"differences in {unit}" if unit and unit != "%" else "differences"
-        better = "1 is no effect" if ratio else "positive is better, in the metric's better direction"
-        zero = 1.0 if ratio else 0.0
-        charts.append(interval_chart(rows, title=title, x_label=better, percent=unit == "%", zero=zero, width=width))
-    return charts
 
 
 def main_metric(record: Record) -> str:

@@ -187,7 +187,7 @@ class Setting:
         metrics = dict(found.metrics)
         for name, act in self.views.items():
             seen = self._evaluated(act)
-            metrics |= {f"{name}/{metric}": e for metric, e in seen.metrics.items()}
+            metrics |= {f"{name}/{metric}": e for metric, e in seen.named.items()}
         keys = self.run.keys.at("evaluate", "probe")
         for name, probe in self.probes.items():
             metrics[name] = exact(probe(self.policy, keys.at(name)))

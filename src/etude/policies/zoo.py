@@ -10,7 +10,9 @@ import importlib.util
 import shutil
 import struct
 from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
+from string import ascii_letters
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from etude.experience.protocols import Policy
+    from etude.policies.lm import LM
 
 ZOO = {
     "table": "a row of logits for every context: exact, for checks and pilots",
@@ -33,10 +36,11 @@ ZOO = {
 SIZES = {
     "table": {"order": 32, "rows": 4096, "limit": 512, "actions": 0},
     "classifier": {"features": 20, "classes": 4, "depth": 0, "width": 64},
-    "tiny": {"width": 128, "depth": 4, "heads": 4, "ffn": 384, "limit": 1024},
-    "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 2048},
+    "tiny": {"width": 128, "depth": 4, "heads": 4, "ffn": 384, "limit": 1024, "nodes": 0},
+    "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 2048, "nodes": 0},
 }
-MAY_BE_ZERO = {("table", "actions"), ("classifier", "depth")}
+MAY_BE_ZERO = {("table", "actions"), ("classifier", "depth"), ("tiny", "nodes"), ("small", "nodes")}
+NODE = 0.3  # standard deviation of a node's embedding
 ADAPTER = "adapter"
 Dtype = Literal["float32", "bfloat16"]
 
@@ -48,8 +52,9 @@ def load_policy(
 
     `keys` draw the weights of `tiny`, `small` and `classifier`, the same on every device; `shape` changes
     their sizes (width, depth, heads, ffn, limit; of `table` order, rows, limit, actions; of `classifier`
-    features, classes, depth, width), as may the name itself: "tiny:depth=2,width=64". Raises UserError for an
-    unknown name, a path that holds no policy, sizes that do not fit, and a device that is not there.
+    features, classes, depth, width), as may the name itself: "tiny:depth=2,width=64". With `nodes` the first
+    so many letters are nodes of a graph: an edge "ab" and a step ">a" are one token each. Raises UserError for
+    an unknown name, a path that holds no policy, sizes that do not fit, and a device that is not there.
     """
     import torch
 
@@ -140,6 +145,8 @@ def _sizes(name: str, given: Mapping[str, int]) -> dict[str, Any]:
         sizes[size] = value
     if "heads" in sizes and sizes["width"] % (2 * sizes["heads"]):
         raise UserError(f"width {sizes['width']} of {name!r} must be a multiple of twice its {sizes['heads']} heads")
+    if sizes.get("nodes", 0) > len(ascii_letters):
+        raise UserError(f"nodes of {name!r} are letters, at most {len(ascii_letters)}, not {sizes['nodes']}")
     return sizes
 
 
@@ -150,7 +157,8 @@ def _new(name: str, sizes: dict[str, Any], keys: Keys, dtype: torch.dtype) -> An
         from etude.policies.classifier import Classifier
 
         return Classifier(**sizes, generator=keys.torch(), dtype=dtype)
-    tokenizer = CharTokenizer()
+    letters = ascii_letters[: sizes.pop("nodes", 0)]
+    tokenizer = CharTokenizer([a + b for a, b in permutations(letters, 2)] + [f">{a}" for a in letters])
     if name == "table":
         from etude.policies.table import TablePolicy
 
@@ -160,7 +168,24 @@ def _new(name: str, sizes: dict[str, Any], keys: Keys, dtype: torch.dtype) -> An
 
     heads, head_dim = sizes["heads"], sizes["width"] // sizes["heads"]
     shape = Shape(vocab=tokenizer.size, kv_heads=heads, head_dim=head_dim, **sizes)
-    return LM(shape, tokenizer, keys.torch()).to(dtype)
+    generator = keys.torch()
+    policy = LM(shape, tokenizer, generator)
+    _compose(policy, letters, generator)
+    return policy.to(dtype)
+
+
+def _compose(policy: LM, letters: str, generator: torch.Generator) -> None:
+    """Lets an edge begin as the sum of its nodes' embeddings, the second turned by half the width, and a step as that
+    of its node: as free vectors they take many times as long to learn."""
+    import torch
+
+    weight, encode = policy.model.embed_tokens.weight, policy.tokenizer.encode
+    with torch.no_grad():
+        node = {a: weight[0].new_empty(policy.shape.width).normal_(0.0, NODE, generator=generator) for a in letters}
+        for a in letters:
+            weight[int(encode(a)[0])] = weight[int(encode(f">{a}")[0])] = node[a]
+        for a, b in permutations(letters, 2):
+            weight[int(encode(a + b)[0])] = node[a] + node[b].roll(policy.shape.width // 2)
 
 
 def _existing(name: str) -> Path:

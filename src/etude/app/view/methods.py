@@ -14,9 +14,8 @@ from etude.app.view.curves import AXES, HEIGHT, WIDTH
 from etude.app.view.runs import Refused
 from etude.experience.claims import Claim
 from etude.experience.errors import UserError
-from etude.lab.charts import Line, line_chart
+from etude.lab.charts import Line, endpoint_charts, line_chart
 from etude.lab.evidence import current, read_evidence
-from etude.lab.pages import endpoint_charts
 from etude.methods.catalog import CATALOG, FAMILIES, Entry, load
 
 

@@ -65,7 +65,7 @@ class LRRefinement:
 
     steps: int = 600  # T, updates in each pass
     batch: int = 32  # demonstrations an update
-    passes: int = 2  # 2: measure, refine, learn anew; 1: learn once, under the schedule of optim
+    passes: Literal[1, 2] = 2  # 2: measure, refine, learn anew; 1: learn once, under the schedule of optim
     norm: Literal["auto", "l2", "l1"] = "auto"  # of the gradients; auto: l2 for sgd, else l1
     smoothing: float = SMOOTHING  # share of the run that the median of norms is taken over
     shuffle: bool = False  # ablation: the norms are shuffled in time before they are refined
