@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from etude.audits.exploitability import exploitability
+from etude.curation.pairing import repetitive
 from etude.experience.batch import Link, pack
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
@@ -24,8 +25,9 @@ from etude.experience.store import Store
 from etude.experience.types import Problem
 from etude.feedback.judge import Fair
 from etude.feedback.winrate import compared, win_rates
+from etude.learning.answering import Answered
 from etude.methods.api import resume, train
-from etude.methods.preferences.dno import DNO, Answered, paired, repetitive, valued
+from etude.methods.preferences.dno import DNO, paired, valued
 from etude.objectives.pairs import PairLoss, normalise_pairs
 from etude.policies.mixture import Mixture
 from etude.policies.zoo import load_policy, save_policy

@@ -1,15 +1,18 @@
-"""Preference pairs from scored answers: wide margins, a floor, two sides that differ, and replay of older pairs."""
+"""Preference pairs from valued answers: wide margins, a floor, two sides that differ, and replay of older pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from operator import eq
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from etude.curation.examples import Examples
+from etude.curation.examples import pairs as paired
 from etude.experience.batch import Link
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
@@ -60,6 +63,40 @@ def differing(
         else:
             kept.append(pair)
     return kept[:most], identical
+
+
+def unlike(items: Sequence[Hashable], most: int, keys: Keys) -> tuple[list[tuple[int, int]], int]:
+    """Pairs of different items, at most `most` of them, drawn from all that there are; as indices, each item by its
+    last copy. And how many items were copies."""
+    different = list({item: i for i, item in enumerate(items)}.values())
+    every = list(combinations(different, 2))
+    return [every[i] for i in keys.numpy().permutation(len(every))[:most]], len(items) - len(different)
+
+
+def linked(
+    rows: Sequence[Sequence[Row]],
+    values: Sequence[NDArray[np.float64]],
+    picked: Sequence[tuple[Sequence[tuple[int, int]], int]],
+) -> tuple[Examples | None, dict[str, float]]:
+    """The pairs (chosen, rejected) that were picked among each problem's rows, every row with its `value` for its only
+    column; None where there are none. And how many: pairs, identical (dropped for equal sides, as `picked` counts them), and skipped,
+    problems that have no pair."""
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for of, value, (found, _) in zip(rows, values, picked, strict=True):
+        for pair in found:
+            for side, i in zip(sides, pair, strict=True):
+                side.append(replace(of[i], info={"value": float(value[i])}))
+    identical, skipped = sum(same for _, same in picked), sum(not found for found, _ in picked)
+    counts = {"pairs": float(len(sides[0])), "identical": float(identical), "skipped": float(skipped)}
+    return paired(*sides) if sides[0] else None, counts
+
+
+def repetitive(row: Row, gram: int = 4) -> bool:
+    """Whether over half of the n-grams (of `gram` tokens) of an answer came before in it; a shorter one than 4 of them
+    never is."""
+    out = row.columns["target"].tolist()
+    grams = [tuple(out[i : i + gram]) for i in range(len(out) - gram + 1)]
+    return len(out) >= 4 * gram and len(set(grams)) < len(grams) / 2
 
 
 def same_tokens(a: Row, b: Row) -> bool:

@@ -26,7 +26,7 @@ from etude.feedback.score import total
 
 Item = tuple[str, str, str, Any]  # context, a, b, extra
 Prefer = Callable[[Problem, str, str], float]  # the probability that the first answer beats the second
-Name = str | int  # of an asking
+Name = str | int  # of a pair
 Reply = Callable[[Sequence[str]], list[str]]  # what somebody answers to each question
 
 TIE, UNREAD = Verdict(0.5, 0.5), Verdict(0.5, 0.5, parsed=False)
@@ -75,7 +75,7 @@ class Judging:
 @dataclass(frozen=True)
 class About:
     """The `extra` of an item: its problem, and what tells this asking from others of the same pair, which a judge that
-    is not certain may answer otherwise."""
+    draws answers anew (one that is remembered is not asked again)."""
 
     problem: Problem
     asking: str = ""
@@ -278,10 +278,9 @@ def _mean(one: Verdict, two: Verdict) -> Verdict:
 
 
 def _name(item: Item) -> str:
-    """Of an asking, whichever answer comes first."""
-    context, a, b, extra = item
-    told = (context, min(a, b), max(a, b), extra.asking if isinstance(extra, About) else "")
-    return blake2b(dumps(told).encode(), digest_size=12).hexdigest()
+    """Of a pair, whichever answer comes first."""
+    context, a, b, _ = item
+    return blake2b(dumps((context, min(a, b), max(a, b))).encode(), digest_size=12).hexdigest()
 
 
 def text_of(prompt: Prompt) -> str:

@@ -98,11 +98,6 @@ def _kinds(seed: int, context: int) -> NDArray[np.int64]:
     return Keys(seed).at("choice", context).numpy().permutation(len(RESPONSES))
 
 
-def transitive_choice(contexts: int = 20, seed: int = 0) -> ChoiceWorld:
-    """The same world with a best response to everything: its control."""
-    return ChoiceWorld(contexts, cycle=False, seed=seed)
-
-
 @dataclass(frozen=True)
 class ChoiceOracle:
     """Knows a good response, and writes what is usually said: every context has habits of its own, shares of the

@@ -22,52 +22,44 @@ last and 15% of the one before. The loss is the hard limit of the one above, - l
 reference pi_t; the round that did best in validation is returned. With admit=teacher (only teacher > student) it is
 DNO-Restrictive, with admit=spin (the same, unjudged) SPIN, with online=false offline DPO.
 
-This file adds how a round's pairs are made. Departures: ranks are win rates in [0, 1] in place of a judge's 0 to 6
-points (a floor of 5 and margins of 2 and 1 become 0.6, 0.4 and 0.2); an answer is repetitive, hence never a positive,
-where over half of its 4-grams came before (the paper has no numbers); the updates of a round are counted, in place of
-one epoch over 20k pairs; sampling is at temperature 1 (paper: 0.7, top-p 0.95). The paper names a coefficient alpha =
-0.005 without saying of what: `nll` is our reading, off by default. feedback=bradley-terry is the baseline that fits one
-reward to verdicts on pi_1's answers and maximises it with the same loss.
+This file adds the rounds and how a round's pairs are made. Departures: ranks are win rates in [0, 1] in place of a
+judge's 0 to 6 points (a floor of 5 and margins of 2 and 1 become 0.6, 0.4 and 0.2); an answer is repetitive, hence
+never a positive, where over half of its 4-grams came before (the paper has no numbers); the updates of a round are
+counted, in place of one epoch over 20k pairs; sampling is at temperature 1 (paper: 0.7, top-p 0.95). The paper names a
+coefficient alpha = 0.005 without saying of what: `nll` is our reading, off by default. feedback=bradley-terry is the
+baseline that fits one reward to as many verdicts on pi_1's answers and maximises it with the same loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from etude.acting.agent import PolicyAgent
-from etude.acting.sample import sample
-from etude.curation.examples import Examples, only_row
-from etude.curation.examples import pairs as linked
-from etude.curation.pairing import PairStore, pairs, same_tokens, with_info
+from etude.curation.examples import Examples
+from etude.curation.pairing import PairStore, linked, pairs, repetitive, same_tokens, unlike, with_info
 from etude.experience.batch import pack
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
-from etude.experience.protocols import Clock, Interactive, Judge, Policy
-from etude.experience.rows import Row
-from etude.experience.types import Group, Problem
+from etude.experience.protocols import Clock, Interactive, Judge
 from etude.feedback.judge import Judging, text_of
 from etude.feedback.winrate import compared, fitted_rewards, pooled, win_rates
+from etude.learning.answering import Answered, answered, own_answers
 from etude.learning.best import Best, held_back, validation
 from etude.learning.iterates import Iterates
 from etude.learning.judging import judge_for, win_rate_over
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import Collected, describe, examples, fit, rounds
 from etude.learning.setting import Setting
-from etude.learning.sources import answers as written
-from etude.learning.sources import taught
 from etude.methods.method import Method
 from etude.objectives.pairs import PairLoss
 from etude.objectives.reference import reference_of
 
 Floats = NDArray[np.float64]
 Rewards = Mapping[str, Mapping[str, float]]  # of every answer to every question
-GRAM = 4  # tokens
 
 
 @dataclass(frozen=True)
@@ -114,16 +106,6 @@ class DNO:
             raise UserError("eta must be above 0, older in [0, 0.5), nll and validation at least 0")
 
 
-@dataclass(frozen=True)
-class Answered:
-    """The answers to one problem, and the row that teaches each; `taught`: the first is the teacher's."""
-
-    problem: Problem
-    texts: list[str]
-    rows: list[Row]
-    taught: bool = False
-
-
 def train(s: Setting, config: DNO) -> None:
     """Rounds of answers, verdicts, pairs and a fit; then the mixture of iterates, or the best round."""
     exact = config.form == "exact"
@@ -131,39 +113,38 @@ def train(s: Setting, config: DNO) -> None:
         raise UserError("dno compares whole answers, in one process: use a world of one turn, without torchrun")
     if exact and not s.law.raw:
         raise UserError("form=exact estimates win rates against the policy itself: sample with temperature 1")
-    judge = s.run.track("judge", judge_for(s, config.judge))
-    iterates, store = s.run.track("iterates", Iterates(s, keep=exact)), s.run.track("pairs", PairStore())
-    best, measure = s.run.track("best", Best(s.policy)), validation_of(s, config)
+    judge, store = s.run.track("judge", judge_for(s, config.judge)), s.run.track("pairs", PairStore())
+    iterates, best = s.run.track("iterates", Iterates(s, keep=exact)), s.run.track("best", Best(s.policy))
+    first = s.reference() if config.reference == "first" or not config.online else None
     teacher = None if exact else config.teacher
     if teacher is not None:
         s.probes["win_rate"] = win_rate_over(s, teacher)
-    first = s.reference() if config.reference == "first" or not config.online else None
-    total = config.rounds * config.steps
-    rewards: Rewards | None = None
+    total, size = config.rounds * config.steps, (config.problems, config.members)
+    held, rewards = None, None
+    if config.validation and not exact:
+        asked = [s.world.problem("train", i).prompt for i in range(config.rounds * config.problems)]
+        held = validation(s, held_back(s, config.validation, asked))
 
-    def look(r: int) -> None:
-        if measure is not None:
-            score = measure()
-            best.hear(score, r)
+    def validated(r: int) -> None:
+        if held is not None:
+            best.hear(score := held(), r)
             s.run.log({"validation": score})
 
     def before() -> None:
         s.watch(Clock(0, total))
-        look(0)
+        validated(0)
 
     def fitted() -> Rewards:
         """From as many verdicts as all rounds ask for, all of them on answers of pi_1."""
-        found = [(f"rewards{r}", answered(s, answers(s, config, r), None)) for r in range(config.rounds)]
-        wins = [(of, compared(judge, [a.problem for a in of], [a.texts for a in of], name)) for name, of in found]
-        return fitted_rewards(
-            (text_of(a.problem.prompt), a.texts, w) for of, ws in wins for a, w in zip(of, ws, strict=True)
-        )
+        met = [answered(s, own_answers(s, Clock(r, config.rounds), *size)) for r in range(config.rounds)]
+        every = [(a, w) for r, found in enumerate(met) for a, w in zip(found, wins(judge, found, r), strict=True)]
+        return fitted_rewards((text_of(a.problem.prompt), a.texts, w) for a, w in every)
 
     def collect(r: int) -> Examples | None:
         if s.run.spent >= 1:
             return None
         iterates.add()
-        groups = answers(s, config, r, None if config.online else first)
+        groups = own_answers(s, Clock(r, config.rounds), *size, None if config.online else first)
         found = answered(s, groups, teacher)
         unparsed = judge.unparsed
         values = valued(config, judge, found, rewards, r)
@@ -184,18 +165,18 @@ def train(s: Setting, config: DNO) -> None:
 
         whole = pack(data.rows, data.links) if config.batch >= len(data.links) else None
         drawn = examples(data, config.batch, s.run)  # a round of fewer pairs takes all of them in every update
-        objective = PairLoss("soft" if exact else "logistic", config.eta, nll_coef=config.nll)
         fit(
             s.run, Seat(s.policy, config.optim, config.steps),
             lambda clock, keys: drawn(clock, keys) if whole is None else whole,
-            objective, config.steps, by=None, watch=watch,
+            PairLoss("soft" if exact else "logistic", config.eta, nll_coef=config.nll),
+            config.steps, by=None, watch=watch,
         )  # fmt: skip
-        look(r + 1)
+        validated(r + 1)
 
     def returned() -> None:
         if exact:
             s.policy = iterates.mixture()
-        elif measure is not None:
+        elif held is not None:
             best.restore()
         s.watch(Clock(total, total))
 
@@ -208,28 +189,9 @@ def train(s: Setting, config: DNO) -> None:
         iterates.save(s.run.folder / "policy")
 
 
-def answers(s: Setting, config: DNO, r: int, other: Policy | None = None) -> list[Group]:
-    """K answers to each problem of round r, of the policy or of another one."""
-    asked = [s.world.problem("train", r * config.problems + i) for i in range(config.problems)]
-    clock, keys = Clock(r, config.rounds), s.run.keys.at("answers", r)
-    if other is None:
-        return s.acting(sample)(s.roles(), asked, config.members, s.score, clock, keys)
-    roles = {"actor": PolicyAgent(other, "actor", s.law, s.limits, s.run.meter)}
-    return sample(roles, asked, config.members, s.score, clock, keys)
-
-
-def answered(s: Setting, groups: Sequence[Group], teacher: str | None) -> list[Answered]:
-    """The groups' answers, after the teacher's where it gives one. Charges `teacher`, one a problem."""
-    found = [Answered(g.problem, [m.text for m in g.members], [only_row(m) for m in g.members]) for g in groups]
-    if teacher is None:
-        return found
-    s.run.meter.charge("teacher", len(found))
-    given = written(s, teacher, "teacher", [a.problem for a in found])
-    rows = [taught(s, a.problem, text) for a, text in zip(found, given, strict=True)]
-    return [
-        Answered(a.problem, [text, *a.texts], [row, *a.rows], True) if text and isinstance(row, Row) else a
-        for a, text, row in zip(found, given, rows, strict=True)
-    ]
+def wins(judge: Judge, found: Sequence[Answered], r: int) -> list[Floats]:
+    """f64[G, G] a problem: the verdicts of round r."""
+    return compared(judge, [a.problem for a in found], [a.texts for a in found], f"round{r}")
 
 
 def valued(config: DNO, judge: Judge, found: Sequence[Answered], rewards: Rewards | None, r: int) -> list[Floats]:
@@ -239,49 +201,27 @@ def valued(config: DNO, judge: Judge, found: Sequence[Answered], rewards: Reward
     if rewards is not None:
         known = [rewards[text_of(a.problem.prompt)] for a in found]
         return [np.array([k.get(t, min(k.values())) for t in a.texts]) for k, a in zip(known, found, strict=True)]
-    exact = config.form == "exact"
-    asking = f"round{r}" if exact and config.judge.who == "oracle" else ""  # its verdicts are drawn, anew each time
-    wins = compared(judge, [a.problem for a in found], [a.texts for a in found], asking)
-    if exact:
-        return [pooled(win_rates(w), a.texts) for w, a in zip(wins, found, strict=True)]
-    return [np.where([repetitive(row) for row in a.rows], 0.0, win_rates(w)) for w, a in zip(wins, found, strict=True)]
-
-
-def repetitive(row: Row) -> bool:
-    """Whether over half of the 4-grams of an answer of at least 16 tokens came before in it."""
-    out = row.columns["target"].tolist()
-    grams = [tuple(out[i : i + GRAM]) for i in range(len(out) - GRAM + 1)]
-    return len(out) >= 4 * GRAM and len(set(grams)) < len(grams) / 2
+    rates = [pooled(win_rates(w), a.texts) for a, w in zip(found, wins(judge, found, r), strict=True)]
+    if config.form == "exact":
+        return rates
+    return [np.where([repetitive(row) for row in a.rows], 0.0, rate) for a, rate in zip(found, rates, strict=True)]
 
 
 def paired(
     config: DNO, found: Sequence[Answered], values: Sequence[Floats], keys: Keys
 ) -> tuple[Examples | None, dict[str, float]]:
-    """The pairs of a round, each row with its `value`, and how many there were of which kind; None where no problem has
-    an admissible one."""
-    count = dict.fromkeys(("pairs", "identical", "skipped", "by_student"), 0.0)
-    chosen: list[Row] = []
-    rejected: list[Row] = []
-    for a, value in zip(found, values, strict=True):
-        kept, identical = pairs_of(config, a, value, keys.at(a.problem.id))
-        count["identical"] += identical
-        count["skipped"] += not kept
-        for i, j in kept:
-            count["by_student"] += i > 0 or not a.taught
-            chosen.append(replace(a.rows[i], info={"value": float(value[i])}))
-            rejected.append(replace(a.rows[j], info={"value": float(value[j])}))
-    count["pairs"] = float(len(chosen))
-    return (linked(chosen, rejected) if chosen else None), count
+    """The pairs of a round, and how many there are of what kind; see `linked`."""
+    picked = [admitted(config, a, value, keys.at(a.problem.id)) for a, value in zip(found, values, strict=True)]
+    new, counts = linked([a.rows for a in found], values, picked)
+    by_student = sum(i > 0 or not a.taught for a, (kept, _) in zip(found, picked, strict=True) for i, _ in kept)
+    return new, {**counts, "by_student": float(by_student)}
 
 
-def pairs_of(config: DNO, a: Answered, value: Floats, keys: Keys) -> tuple[list[tuple[int, int]], int]:
+def admitted(config: DNO, a: Answered, value: Floats, keys: Keys) -> tuple[list[tuple[int, int]], int]:
     """One problem's pairs, as indices, and how many had identical sides. Exact form: all its different answers, in
     pairs. Practical form: those of the widest margins among the admitted."""
     if config.form == "exact":
-        different = list({text: i for i, text in enumerate(a.texts)}.values())
-        every = list(combinations(different, 2))
-        drawn = keys.numpy().permutation(len(every))[: config.pairs_each]
-        return [every[i] for i in drawn], len(a.texts) - len(different)
+        return unlike(a.texts, config.pairs_each, keys)
 
     def margin(i: int, j: int) -> float:
         if i == 0 and a.taught:
@@ -289,14 +229,6 @@ def pairs_of(config: DNO, a: Answered, value: Floats, keys: Keys) -> tuple[list[
         return config.student_margin if config.admit == "all" else np.inf
 
     return pairs(a.rows, value.tolist(), margin, config.floor, same_tokens, config.pairs_each)
-
-
-def validation_of(s: Setting, config: DNO) -> Callable[[], float] | None:
-    """What measures the rounds of the practical form, on problems that none of them asks."""
-    if not config.validation or config.form == "exact":
-        return None
-    asked = {s.world.problem("train", i).prompt for i in range(config.rounds * config.problems)}
-    return validation(s, held_back(s, config.validation, asked))
 
 
 METHOD = Method("dno", DNO, train)
