@@ -291,7 +291,7 @@ def test_bradley_terry_finds_the_rewards_behind_the_wins():
 
 
 def test_bradley_terry_ranks_a_cycle_by_who_met_whom():
-    """Met as often as pi = (0.6, 0.3, 0.1) says, three that beat one another in a circle have a ranking all the same."""
+    """Met as often as pi = (0.6, 0.3, 0.1) says, three that beat one another in a circle still have a ranking."""
     pi = np.array([0.6, 0.3, 0.1])
     found = bradley_terry(1000 * CYCLE * np.outer(pi, pi) * (1 - np.eye(3)))
     assert found == pytest.approx([0.365, -0.909, 0.543], abs=1e-3)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from etude.audits.exploitability import exploitability
-from etude.curation.pairing import repetitive
 from etude.experience.batch import Link, pack
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
@@ -181,9 +180,6 @@ def test_the_exact_form_pairs_all_different_answers_once():
 
 
 def test_repetitive_answers_rank_last():
-    assert repetitive(answered("abababababababab").rows[0])
-    assert not repetitive(answered("abcdefghijklmnop").rows[0])
-    assert not repetitive(answered("aaaa").rows[0])  # short
     config = DNO(teacher=None)
     longest = Fair(lambda items: [Verdict(float(len(a) > len(b)), 0.5) for _, a, b, _ in items], both=False)
     assert valued(config, longest, [answered("b", "ab" * 9)], None, 0)[0].tolist() == [0, 0]

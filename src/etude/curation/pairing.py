@@ -79,8 +79,8 @@ def linked(
     picked: Sequence[tuple[Sequence[tuple[int, int]], int]],
 ) -> tuple[Examples | None, dict[str, float]]:
     """The pairs (chosen, rejected) that were picked among each problem's rows, every row with its `value` for its only
-    column; None where there are none. And how many: pairs, identical (dropped for equal sides, as `picked` counts them), and skipped,
-    problems that have no pair."""
+    column; None where there are none. And how many: pairs, identical (dropped for equal sides, as `picked` counts
+    them), and skipped, problems that have no pair."""
     sides: tuple[list[Row], list[Row]] = ([], [])
     for of, value, (found, _) in zip(rows, values, picked, strict=True):
         for pair in found:
