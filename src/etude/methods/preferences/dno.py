@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,13 +42,15 @@ from numpy.typing import NDArray
 from etude.curation.examples import Examples
 from etude.curation.pairing import PairStore, linked, pairs, repetitive, same_tokens, unlike, with_info
 from etude.experience.batch import pack
+from etude.experience.claims import Arm, BaseRecipe, Claim, Endpoint, Metric
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.protocols import Clock, Interactive, Judge
-from etude.feedback.judge import Judging, text_of
-from etude.feedback.winrate import compared, fitted_rewards, pooled, win_rates
-from etude.learning.answering import Answered, answered, own_answers
-from etude.learning.best import Best, held_back, validation
+from etude.experience.types import Group
+from etude.feedback.judge import Judging
+from etude.feedback.winrate import pooled, win_rates
+from etude.learning.answering import Answered, Rewards, answered, fitted, own_answers, rewarded, verdicts
+from etude.learning.best import held_back, keep_best
 from etude.learning.iterates import Iterates
 from etude.learning.judging import judge_for, win_rate_over
 from etude.learning.learner import Optim, Seat
@@ -59,7 +61,6 @@ from etude.objectives.pairs import PairLoss
 from etude.objectives.reference import reference_of
 
 Floats = NDArray[np.float64]
-Rewards = Mapping[str, Mapping[str, float]]  # of every answer to every question
 
 
 @dataclass(frozen=True)
@@ -114,37 +115,33 @@ def train(s: Setting, config: DNO) -> None:
     if exact and not s.law.raw:
         raise UserError("form=exact estimates win rates against the policy itself: sample with temperature 1")
     judge, store = s.run.track("judge", judge_for(s, config.judge)), s.run.track("pairs", PairStore())
-    iterates, best = s.run.track("iterates", Iterates(s, keep=exact)), s.run.track("best", Best(s.policy))
+    iterates, rewards = s.run.track("iterates", Iterates(s, keep=exact)), None
     first = s.reference() if config.reference == "first" or not config.online else None
     teacher = None if exact else config.teacher
     if teacher is not None:
         s.probes["win_rate"] = win_rate_over(s, teacher)
-    total, size = config.rounds * config.steps, (config.problems, config.members)
-    held, rewards = None, None
-    if config.validation and not exact:
-        asked = [s.world.problem("train", i).prompt for i in range(config.rounds * config.problems)]
-        held = validation(s, held_back(s, config.validation, asked))
-
-    def validated(r: int) -> None:
-        if held is not None:
-            best.hear(score := held(), r)
-            s.run.log({"validation": score})
+    total = config.rounds * config.steps
+    asked = [s.world.problem("train", i).prompt for i in range(config.rounds * config.problems)]
+    held = 0 if exact else config.validation
+    look, restore = keep_best(s, held_back(s, held, asked) if held else [])
 
     def before() -> None:
         s.watch(Clock(0, total))
-        validated(0)
+        look(0)
 
-    def fitted() -> Rewards:
+    def answers(r: int) -> list[Group]:
+        clock = Clock(r, config.rounds)
+        return own_answers(s, clock, config.problems, config.members, None if config.online else first)
+
+    def first_rewards() -> Rewards:
         """From as many verdicts as all rounds ask for, all of them on answers of pi_1."""
-        met = [answered(s, own_answers(s, Clock(r, config.rounds), *size)) for r in range(config.rounds)]
-        every = [(a, w) for r, found in enumerate(met) for a, w in zip(found, wins(judge, found, r), strict=True)]
-        return fitted_rewards((text_of(a.problem.prompt), a.texts, w) for a, w in every)
+        return fitted(judge, [answered(s, answers(r)) for r in range(config.rounds)])
 
     def collect(r: int) -> Examples | None:
         if s.run.spent >= 1:
             return None
         iterates.add()
-        groups = own_answers(s, Clock(r, config.rounds), *size, None if config.online else first)
+        groups = answers(r)
         found = answered(s, groups, teacher)
         unparsed = judge.unparsed
         values = valued(config, judge, found, rewards, r)
@@ -171,27 +168,21 @@ def train(s: Setting, config: DNO) -> None:
             PairLoss("soft" if exact else "logistic", config.eta, nll_coef=config.nll),
             config.steps, by=None, watch=watch,
         )  # fmt: skip
-        validated(r + 1)
+        look(r + 1)
 
     def returned() -> None:
+        restore()
         if exact:
             s.policy = iterates.mixture()
-        elif held is not None:
-            best.restore()
         s.watch(Clock(total, total))
 
     s.run.stage("before", before)
     if config.feedback == "bradley-terry":
-        rewards = s.run.stage("rewards", fitted)
+        rewards = s.run.stage("rewards", first_rewards)
     rounds(s.run, config.rounds, collect, learn)
     s.run.stage("returned", returned)
     if exact:
         iterates.save(s.run.folder / "policy")
-
-
-def wins(judge: Judge, found: Sequence[Answered], r: int) -> list[Floats]:
-    """f64[G, G] a problem: the verdicts of round r."""
-    return compared(judge, [a.problem for a in found], [a.texts for a in found], f"round{r}")
 
 
 def valued(config: DNO, judge: Judge, found: Sequence[Answered], rewards: Rewards | None, r: int) -> list[Floats]:
@@ -199,9 +190,9 @@ def valued(config: DNO, judge: Judge, found: Sequence[Answered], rewards: Reward
     if config.admit == "spin":
         return [a.taught * np.eye(1, len(a.texts))[0] for a in found]  # the teacher's is the best, whatever it is
     if rewards is not None:
-        known = [rewards[text_of(a.problem.prompt)] for a in found]
-        return [np.array([k.get(t, min(k.values())) for t in a.texts]) for k, a in zip(known, found, strict=True)]
-    rates = [pooled(win_rates(w), a.texts) for a, w in zip(found, wins(judge, found, r), strict=True)]
+        return [rewarded(rewards, a) for a in found]
+    wins = verdicts(judge, found, f"round{r}")
+    rates = [pooled(win_rates(w), a.texts) for a, w in zip(found, wins, strict=True)]
     if config.form == "exact":
         return rates
     return [np.where([repetitive(row) for row in a.rows], 0.0, rate) for a, rate in zip(found, rates, strict=True)]
@@ -231,4 +222,102 @@ def admitted(config: DNO, a: Answered, value: Floats, keys: Keys) -> tuple[list[
     return pairs(a.rows, value.tolist(), margin, config.floor, same_tokens, config.pairs_each)
 
 
-METHOD = Method("dno", DNO, train)
+# --- the claims ----------------------------------------------------------------------------------
+
+
+def arm(name: str, role: Any, shared: Mapping[str, Any], **options: Any) -> Arm:
+    """An arm that starts from the stage "start"."""
+    return Arm(name, "dno", {**shared, **options}, role=role, after="start")
+
+
+EXACT = {"form": "exact", "rounds": 60, "problems": 20, "members": 32, "pairs_each": 15, "steps": 20, "batch": 300,
+         "eta": 1.0}  # fmt: skip
+ITERATIVE = {"form": "practical", "reference": "first", "teacher": None, "floor": 0.5, "student_margin": 0.05,
+             "older": 0.0, "validation": 0, "pairs_each": 4, "batch": 80}  # fmt: skip
+RANKED = {"world_options": {"cycle": False}}
+
+CLAIM = Claim(
+    says="Where answers beat one another in a circle, the mixture of DNO's policies comes near the equilibrium. A "
+    "Bradley-Terry reward fitted to as many verdicts settles on one answer of the circle, and so does iterative DPO: "
+    "whoever knows it wins. Where there is a best answer, all find it.",
+    world="choice",
+    policy="table:order=8,rows=512",
+    options={"max_tokens": 2, "eval_every": 200, "eval_problems": 20},
+    arms=(
+        Arm("start", "sft", {"steps": 200, "demonstrations": 2000, "batch": 64, "optim": {"lr": 0.5}}, role="stage"),
+        arm("dno", "method", EXACT),
+        arm("reward", "baseline", EXACT, feedback="bradley-terry"),
+        arm("iterative-dpo", "baseline", EXACT, **ITERATIVE),
+        arm("dno-ranked", "control", EXACT, **RANKED),
+        arm("reward-ranked", "control", EXACT, **RANKED, feedback="bradley-terry"),
+    ),
+    metrics={
+        "start": Metric("evaluation", "exploitability", "first", better="lower"),
+        "mixture": Metric("evaluation", "exploitability", better="lower"),
+        "last": Metric("evaluation", "exploitability_last", better="lower"),
+    },
+    endpoints=(
+        Endpoint("the mixture over that of a fitted reward", "effect", "mixture", ("dno", "reward"), 0.15, every=True),
+        Endpoint("over that of iterative DPO", "effect", "mixture", ("dno", "iterative-dpo"), 0.1),
+        Endpoint("over its start", "effect", "mixture", ("dno", "dno:start"), 0.14),
+        Endpoint("over its last policy", "effect", "mixture", ("dno", "dno:last"), 0.05),
+        Endpoint("a fitted reward ends worse than it starts", "effect", "mixture", ("reward:start", "reward")),
+        Endpoint(
+            "ranked: the mixtures are alike", "vanish", "mixture", ("dno-ranked", "reward-ranked"), 0.05, equal=True
+        ),
+        Endpoint("ranked: both find the best", "vanish", "last", ("dno-ranked", "reward-ranked"), 0.02, equal=True),
+    ),
+    tune="mixture",
+    grid=(0.02, 0.05),
+    minutes=1.0,
+)
+
+CHAINS = {"kinds": {"short": [2, 3], "mid": [4, 5], "long": [6, 7]}}
+SHARED = {"problems": 1024, "steps": 100, "batch": 64, "eta": 1.0, "nll": 0.2, "validation": 256,
+          "judge": {"noise": 0.1}, "optim": {"schedule": "linear"}}  # fmt: skip
+TEACHER = {"teacher": "teacher"}
+RIGHT = {**SHARED, "teacher": "oracle:plain"}  # never wrong
+
+PRACTICAL = Claim(
+    says="With a teacher that its student soon reaches, three rounds of DNO teach more than the same with only such "
+    "pairs as the teacher wins by verdict, those more than pairs that it always wins (SPIN), and DNO more than offline "
+    "DPO. With a teacher that is always right SPIN is not behind.",
+    world="chain",
+    world_options=CHAINS,
+    policy=BaseRecipe(
+        "chain",
+        CHAINS,
+        noise=0.6,
+        shape={"width": 64, "depth": 3, "ffn": 192},
+        until=(0.20, 0.30),
+        lr=2e-3,
+        check_problems=256,
+        max_tokens=24,
+    ),
+    options={"max_tokens": 24, "eval_every": 100, "eval_problems": 512},
+    arms=(
+        Arm("teacher", "sft", {"steps": 8, "demonstrations": 256, "optim": {"lr": 1e-3}}, role="stage"),
+        Arm("dno", "dno", SHARED, uses=TEACHER),
+        Arm("restrictive", "dno", {**SHARED, "admit": "teacher"}, role="ablation", uses=TEACHER),
+        Arm("spin", "dno", {**SHARED, "admit": "spin"}, role="baseline", uses=TEACHER),
+        Arm("offline", "dno", {**SHARED, "online": False}, role="baseline", uses=TEACHER),
+        Arm("dno-right", "dno", RIGHT, role="control"),
+        Arm("spin-right", "dno", {**RIGHT, "admit": "spin"}, role="control"),
+    ),
+    metrics={
+        "accuracy": Metric("evaluation", "accuracy", unit="%"),
+        "win rate": Metric("evaluation", "win_rate", unit="%"),
+        "length": Metric("evaluation", "length", unit="tokens"),
+    },
+    endpoints=(
+        Endpoint("over Restrictive, and that over SPIN", "effect", "accuracy", ("dno", "restrictive", "spin")),
+        Endpoint("over offline DPO", "effect", "accuracy", ("dno", "offline"), 0.03),
+        Endpoint("over offline DPO against the teacher", "effect", "win rate", ("dno", "offline"), 0.02),
+        Endpoint("SPIN is not behind a teacher that is right", "guard", "accuracy", ("spin-right", "dno-right"), 0.03),
+    ),
+    tune="accuracy",
+    grid=(1.5e-4, 3e-4),
+    minutes=2.5,
+)
+
+METHOD = Method("dno", DNO, train, claim=CLAIM, more={"practical": PRACTICAL})
