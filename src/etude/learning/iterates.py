@@ -44,8 +44,9 @@ class Iterates:
         self.count += 1
 
     def mixture(self) -> Mixture:
-        """The uniform mixture of the iterates that were kept."""
-        return Mixture([load_policy(str(self._folder(i)), device=str(self.policy.device)) for i in range(self.count)])
+        """The uniform mixture of the iterates that were kept; of the policy as it stands where there are none."""
+        kept = [load_policy(str(self._folder(i)), device=str(self.policy.device)) for i in range(self.count)]
+        return Mixture(kept or [self.policy])
 
     def save(self, folder: Path) -> None:
         """Their mixture as a policy's folder, in their place."""

@@ -134,8 +134,8 @@ def train(s: Setting, config: DNO) -> None:
         return own_answers(s, clock, config.problems, config.members, None if config.online else first)
 
     def first_rewards() -> Rewards:
-        """From as many verdicts as all rounds ask for, all of them on answers of pi_1."""
-        return fitted(judge, [answered(s, answers(r)) for r in range(config.rounds)])
+        """From as many verdicts as all rounds ask for (within the budget), all of them on answers of pi_1."""
+        return fitted(judge, [answered(s, answers(r)) for r in range(config.rounds) if s.run.spent < 1])
 
     def collect(r: int) -> Examples | None:
         if s.run.spent >= 1:
@@ -241,7 +241,7 @@ CLAIM = Claim(
     "Bradley-Terry reward fitted to as many verdicts settles on one answer of the circle, and so does iterative DPO: "
     "whoever knows it wins. Where there is a best answer, all find it.",
     world="choice",
-    policy="table:order=8,rows=512",
+    policy="table:order=8,rows=2048",
     options={"max_tokens": 2, "eval_every": 200, "eval_problems": 20},
     arms=(
         Arm("start", "sft", {"steps": 200, "demonstrations": 2000, "batch": 64, "optim": {"lr": 0.5}}, role="stage"),
