@@ -12,11 +12,11 @@ import torch
 
 from acting_fakes import streams
 from app_cli import refused, runner
-from etude.acting import endpoint as wire
 from etude.acting.agent import PolicyAgent
-from etude.acting.endpoint import Endpoint, Server, base_url
 from etude.acting.hooks import Stop, When
 from etude.acting.server import connect
+from etude.experience import endpoint as wire
+from etude.experience.endpoint import Endpoint, Server, base_url
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.meter import Meter
@@ -330,9 +330,7 @@ def test_hooks_laws_and_urls_that_cannot_be(served, policy):
 
 def test_a_missing_package_is_a_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "httpx", None)
-    with pytest.raises(
-        UserError, match=r"acting through a server needs the package httpx: pip install 'etude\[server\]'"
-    ):
+    with pytest.raises(UserError, match=r"a server over HTTP needs the package httpx: pip install 'etude\[server\]'"):
         Endpoint("http://127.0.0.1:9")
 
 

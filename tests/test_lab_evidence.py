@@ -21,7 +21,7 @@ from etude.lab.pages import evidence_page, plots
 from etude.lab.readings import MeanCurve, Reading
 from etude.lab.record import record
 from etude.lab.verify import ArmResult, Result
-from etude.methods.api import method
+from etude.methods.api import claims, method
 from etude.methods.catalog import CATALOG
 
 CHECKOUT = Path(etude.__file__).parents[2]
@@ -179,5 +179,5 @@ def test_the_pages_of_the_checkout_are_not_stale(monkeypatch):
 
 
 def test_the_evidence_of_the_checkout_is_of_the_claims_as_they_stand():
-    for slug, found in read_all(str(CHECKOUT / "evidence")).items():
-        assert current(found, method(slug).claim), f"the claim of {slug} has changed: run `etude verify {slug}` again"
+    for name, found in read_all(str(CHECKOUT / "evidence")).items():
+        assert current(found, claims(name)[name]), f"the claim {name} has changed: run `etude verify {name}` again"

@@ -30,7 +30,8 @@ def ran():
 
     def counted(*args, **options):
         run = train(*args, **options)
-        updates.append(run.meter["updates"])
+        if options["shaping"] != "truncation":  # cuts every answer of a policy that has no token to end one with
+            updates.append(run.meter["updates"])
         return run
 
     with pytest.MonkeyPatch.context() as m:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from app_cli import refused, runner, sums
-from etude.acting import endpoint as wire
+from etude.experience import endpoint as wire
 from etude.experience.errors import UserError
 from etude.experience.store import Store
 from etude.experience.types import Law

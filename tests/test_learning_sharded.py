@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 
 import etude
 import sharded
-from etude.acting.endpoint import Server
 from etude.experience.batch import Link, normalise, pack, split
+from etude.experience.endpoint import Server
 from etude.experience.errors import UserError
 from etude.experience.rows import example
 from etude.experience.store import Store

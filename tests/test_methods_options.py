@@ -84,7 +84,9 @@ def changed(value: Any) -> Any:
     if isinstance(value, tuple):
         return (*value, "more=1")
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: changed(getattr(value, f.name)) for f in fields(value)})
+        fixed = ("tuple", "Literal")
+        free = [f.name for f in fields(value) if not str(f.type).startswith(fixed) or f.type == "tuple[str, ...]"]
+        return replace(value, **{name: changed(getattr(value, name)) for name in free})
     return value
 
 

@@ -12,7 +12,7 @@ from etude.experience.errors import UserError
 from etude.experience.plugs import check, plug
 from etude.experience.rows import example
 from etude.objectives.pairs import PairLoss, normalise_pairs
-from etude.objectives.reference import with_reference
+from etude.objectives.reference import reference_of, with_reference
 from fake_policy import FakePolicy, accumulated
 
 REFERENCE = FakePolicy(seed=50)
@@ -140,10 +140,11 @@ def test_any_split_gives_the_same_loss_and_gradient(seed, max_tokens, objective)
 
 
 @pytest.mark.parametrize(
-    "objective", [PairLoss(label_smoothing=0.1, nll_coef=0.2), PairLoss("squared"), PairLoss("infonce")]
+    "objective",
+    [PairLoss(label_smoothing=0.1, nll_coef=0.2), PairLoss("soft"), PairLoss("squared"), PairLoss("infonce")],
 )
 def test_the_gradient_by_finite_differences(objective):
-    batch = normalise_pairs(pairs(2, rejected=1))
+    batch = normalise_pairs(soft(pairs(2, rejected=1)))
 
     class Out:
         pass
@@ -154,6 +155,87 @@ def test_the_gradient_by_finite_differences(objective):
         return objective.loss(out, batch).total
 
     assert torch.autograd.gradcheck(loss, -torch.rand(len(batch.at)).double().requires_grad_())
+
+
+# --- soft targets ---------------------------------------------------------------------------------
+
+
+def soft(batch, seed=0, scale=1.0):
+    """The batch with a value for every row."""
+    value = scale * torch.from_numpy(np.random.default_rng(seed).normal(size=batch.size))
+    return replace(batch, row={**batch.row, "value": value})
+
+
+def test_soft_targets_are_met_where_the_margin_is_their_difference():
+    """D = 0.04: at the reference the loss is log 2, at beta h = D it is the entropy of sigmoid(D), its least."""
+    rows = [example([1], [2], value=0.62), example([1], [3], value=0.58)]
+    batch = pack(rows, [Link("pair", (0, 1), ("chosen", "rejected"))])
+    batch = normalise_pairs(batch.with_actions(logp_ref=torch.zeros(2).double()))
+
+    def at(margin, beta=0.5):
+        class Out:
+            logp = torch.tensor([margin / beta, 0.0], dtype=torch.float64)
+
+        return float(PairLoss("soft", beta).loss(Out(), batch).total)
+
+    assert at(0.0) == pytest.approx(0.693147, abs=1e-6)
+    assert at(0.04) == pytest.approx(0.692947, abs=1e-6)
+    assert at(0.04) < min(at(0.039), at(0.041))
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_hard_targets_are_dpo(beta):
+    batch = pairs(3)
+    certain = soft(batch)
+    value = torch.zeros(batch.size).double()
+    value[[link.rows[0] for link in batch.links]] = 1e3
+    certain = replace(certain, row={**certain.row, "value": value})
+    got, wanted = run(PairLoss("soft", beta), certain), run(PairLoss("logistic", beta), batch)
+    assert got[0] == pytest.approx(wanted[0], rel=1e-12)
+    torch.testing.assert_close(got[1], wanted[1], rtol=0, atol=0)
+
+
+def test_soft_targets_do_not_care_which_row_is_called_the_better():
+    batch = soft(pairs(4))
+    swapped = replace(batch, links=tuple(replace(link, rows=link.rows[::-1]) for link in batch.links))
+    got, other = run(PairLoss("soft"), batch), run(PairLoss("soft"), swapped)
+    assert got[0] == pytest.approx(other[0], rel=1e-12)
+    torch.testing.assert_close(got[1], other[1], rtol=1e-9, atol=1e-12)
+
+
+def test_equal_values_pull_back_to_the_reference():
+    """D = 0: no gradient at the reference, a pull towards it elsewhere."""
+    assert at_value(0.0)[1] == pytest.approx(0.0)
+    assert at_value(0.3)[1] > 0 > at_value(-0.3)[1]
+
+
+def at_value(h):
+    rows = [example([1], [2], value=0.5), example([1], [3], value=0.5)]
+    batch = pack(rows, [Link("pair", (0, 1), ("chosen", "rejected"))])
+    batch = normalise_pairs(batch.with_actions(logp_ref=torch.zeros(2).double()))
+    x = torch.tensor([h, 0.0], dtype=torch.float64, requires_grad=True)
+
+    class Out:
+        logp = x
+
+    loss = PairLoss("soft").loss(Out(), batch).total
+    loss.backward()
+    return float(loss.detach()), float(x.grad[0])
+
+
+def test_a_written_reference_is_the_same_as_one_of_every_token():
+    batch = soft(pairs(5))
+    rows = [example([1], [4, 5, 6]), example([2, 3], [7])]
+    policy = FakePolicy(seed=9)
+    whole = with_reference(pack(rows), policy)
+    assert reference_of(rows, policy) == pytest.approx(whole.per_row(whole.actions["logp_ref"]).tolist())
+    summed = batch.per_row(batch.actions["logp_ref"])
+    written = replace(batch, row={**batch.row, "logp_ref": summed})
+    del written.actions["logp_ref"]
+    for objective in (PairLoss("soft"), PairLoss("logistic", 0.3)):
+        a, b = run(objective, soft(pairs(5))), run(objective, written)
+        assert a[0] == pytest.approx(b[0], rel=1e-6)
+        torch.testing.assert_close(a[1], b[1], rtol=1e-5, atol=1e-8)
 
 
 def test_bad_pairs():
@@ -171,6 +253,10 @@ def test_bad_pairs():
     del bare.actions["logp_ref"]
     with pytest.raises(UserError, match="with_reference"):
         PairLoss().loss(FakePolicy()(bare, frozenset()), bare)
+    with pytest.raises(UserError, match="soft targets need the row column 'value'"):
+        run(PairLoss("soft"), pairs(0))
+    with pytest.raises(UserError, match="belong to the logistic link"):
+        PairLoss("soft", label_smoothing=0.1)
     with pytest.raises(UserError, match="belong to the logistic link"):
         PairLoss("squared", gamma=1.0)
     with pytest.raises(UserError, match="'dpo' needs pairs"):

@@ -157,7 +157,7 @@ def test_smollm2_is_converted_once_answers_and_chats(tmp_path: Path, monkeypatch
 def test_the_list_of_names_needs_no_torch() -> None:
     code = "import sys; from etude.policies.zoo import ZOO; assert 'torch' not in sys.modules; print(*ZOO)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert said == ["table", "tiny", "small", "smollm2"]
+    assert said == ["table", "classifier", "tiny", "small", "smollm2"]
 
 
 def test_folders_come_back_identical(tmp_path: Path) -> None:

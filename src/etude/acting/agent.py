@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from etude.acting.engine import generate
+from etude.acting.fill import Filler
 from etude.acting.hooks import Hook
 from etude.acting.wave import Processor
 from etude.experience.keys import Keys
 from etude.experience.meter import Meter
-from etude.experience.protocols import Limits, Policy
-from etude.experience.types import RAW, Call, Ids, Law
+from etude.experience.protocols import Acting, Agent, Clock, Limits, Policy, Roles, Score, Tokenizer
+from etude.experience.types import GREEDY, RAW, Call, Group, Ids, Law, Problem
 
 
 class PolicyAgent:
@@ -39,8 +41,10 @@ class PolicyAgent:
         law: Law | None = None,
         hooks: Sequence[Hook] = (),
     ) -> list[Call]:
-        """Continues each context; see `engine.generate`. The agent's own limits and law hold where
-        none are given, and its own hooks are asked before `hooks`."""
+        """Continues each context; see `engine.generate`, and `fill` for a policy that looks both ways. The agent's own
+        limits and law hold where none are given, and its own hooks are asked before `hooks`."""
+        if not getattr(self.policy, "causal", True):
+            return Filler(self).generate(contexts, keys, limits, law, hooks)
         return generate(
             self.policy,
             contexts,
@@ -53,3 +57,45 @@ class PolicyAgent:
             self.name,
             self.max_rows,
         )
+
+
+@dataclass(frozen=True)
+class Under:
+    """An agent under another law than its own."""
+
+    agent: Agent
+    law: Law
+
+    @property
+    def name(self) -> str:
+        """As the agent's, and so in what follows."""
+        return self.agent.name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.agent.tokenizer
+
+    @property
+    def limit(self) -> int:
+        return self.agent.limit
+
+    def generate(
+        self,
+        contexts: Sequence[Ids],
+        keys: Sequence[Keys],
+        limits: Limits | None = None,
+        law: Law | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> list[Call]:
+        return self.agent.generate(contexts, keys, limits, law or self.law, hooks)
+
+
+def greedily(act: Acting) -> Acting:
+    """The strategy with every role taking its likeliest token."""
+
+    def greedy(
+        roles: Roles, problems: Sequence[Problem], n: int, score: Score, clock: Clock, keys: Keys
+    ) -> list[Group]:
+        return act({name: Under(agent, GREEDY) for name, agent in roles.items()}, problems, n, score, clock, keys)
+
+    return greedy

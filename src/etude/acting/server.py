@@ -17,8 +17,8 @@ import numpy as np
 
 from etude.acting import engine
 from etude.acting import law as laws
-from etude.acting.endpoint import KEY, Endpoint, Server
 from etude.acting.text import completes
+from etude.experience.endpoint import KEY, Endpoint, Server
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.meter import Meter

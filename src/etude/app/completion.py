@@ -20,7 +20,7 @@ _etude() {{
         case "$before" in
             train|show) words="{methods}" ;;
             --world) words="{worlds}" ;;
-            --policy|eval|chat) words="{policies}" ;;
+            --policy|eval|chat|merge) words="{policies}" ;;
             completion) words="bash zsh" ;;
         esac
     fi

@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": ("using", "POLICY --world W", "held-out accuracy with its interval"),
     "chat": ("using", "POLICY", "talk to a policy"),
     "export": ("using", "RUN PATH", "a Hugging Face folder, or the run's log as .parquet or .jsonl"),
+    "merge": ("merge", "BASE TUNED --out DIR", "a policy and what was tuned from it as one, by their weights"),
     "verify": ("verify", "METHOD... [--family F] [--quick]", "run the claims of methods against their baselines"),
     "compare": ("compare", "METHOD METHOD ... [--budget tokens=N]", "methods side by side, on equal terms"),
     "matrix": ("matrix", "[--json FILE]", "which parts fit together, by running every pair"),

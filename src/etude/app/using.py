@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from etude.acting.endpoint import Server
 from etude.app.flags import parse
 from etude.app.progress import in_parts
+from etude.experience.endpoint import Server
 from etude.experience.errors import UserError
 
 PolicyName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="POLICY")]
@@ -58,7 +58,7 @@ def eval(argv: Sequence[str]) -> None:
     law, limits = Law(temperature=flags.temperature), Limits(max_tokens=flags.max_tokens)
     actor: Agent
     if flags.server.url is None:
-        actor = PolicyAgent(load_policy(_checkpoint(flags.policy), keys.at("init")), "actor", law, limits)
+        actor = PolicyAgent(load_policy(checkpoint_of(flags.policy), keys.at("init")), "actor", law, limits)
     else:
         actor = connect(flags.server, _tokenizer(flags.policy), law=law, limits=limits)
     world = load_world(flags.world, notation=actor.tokenizer.notation, **parse_options(flags.world_options))
@@ -90,7 +90,7 @@ def chat(argv: Sequence[str]) -> None:
     from etude.policies.zoo import load_policy
 
     keys = Keys(flags.seed)
-    policy = load_policy(_checkpoint(flags.policy), keys.at("init"))
+    policy = load_policy(checkpoint_of(flags.policy), keys.at("init"))
     agent = PolicyAgent(policy, "actor", Law(temperature=flags.temperature), Limits(max_tokens=flags.max_tokens))
     tokenizer, context, turn = policy.tokenizer, None, 0
     while line := _ask():
@@ -144,7 +144,7 @@ def _export_policy(name: str, target: Path) -> None:
     from etude.policies.table import TablePolicy
     from etude.policies.zoo import load_policy, save_policy
 
-    policy: Any = load_policy(_checkpoint(name))
+    policy: Any = load_policy(checkpoint_of(name))
     if isinstance(policy, TablePolicy):
         raise UserError(f"{name} is a table, not a model that Hugging Face has: export its log (.jsonl, .parquet)")
     save_policy(merged(policy) if adapted(policy) else policy, target)
@@ -155,11 +155,11 @@ def _tokenizer(name: str) -> Any:
     from etude.policies.tokenizers import load_tokenizer
     from etude.policies.zoo import load_policy
 
-    path = _checkpoint(name)
+    path = checkpoint_of(name)
     return load_tokenizer(path) if Path(path).exists() else load_policy(path).tokenizer
 
 
-def _checkpoint(name: str) -> str:
+def checkpoint_of(name: str) -> str:
     """A run directory stands for the policy it ended with."""
     inside = Path(name) / "policy"
     if (Path(name) / "store.sqlite").is_file():

@@ -28,10 +28,14 @@ class Evaluation:
         """Share of correct samples."""
         return self.metrics["accuracy"]
 
+    @property
+    def named(self) -> dict[str, Estimate]:
+        """Every number by name; a category's accuracy is called `accuracy/CATEGORY`."""
+        return {**self.metrics, **{f"accuracy/{c}": e for c, e in self.categories.items()}}
+
     def rows(self) -> Iterator[Measured]:
-        """What a store keeps; a category's accuracy is called `accuracy/CATEGORY`."""
-        named = {**self.metrics, **{f"accuracy/{c}": e for c, e in self.categories.items()}}
-        for name, e in named.items():
+        """What a store keeps."""
+        for name, e in self.named.items():
             yield Measured(self.world, self.split, name, e.value, e.low, e.high, e.n)
 
     def to_json(self) -> dict[str, Any]:

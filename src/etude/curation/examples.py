@@ -163,6 +163,17 @@ def demonstration(trajectory: Trajectory, agent: str | None = None) -> list[Row]
     return rows_of(trajectory, agent, reward=trajectory.reward)
 
 
+def only_row(answer: Trajectory) -> Row:
+    """The row of an answer that is to be a side of a pair. Raises UserError where it has none, or fills several."""
+    rows = demonstration(answer)
+    if len(rows) != 1:
+        raise UserError(
+            f"problem {answer.problem.id}: an answer whose context was cut fills {len(rows)} rows and cannot be in a "
+            "pair: allow a longer context"
+        )
+    return rows[0]
+
+
 def pairs(chosen: Sequence[Row], rejected: Sequence[Row]) -> Examples:
     """Preference pairs: row i of `chosen` is preferred to row i of `rejected`."""
     rows = [row for both in zip(chosen, rejected, strict=True) for row in both]

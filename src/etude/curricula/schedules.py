@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
+from etude.curricula.gradient_log import logged_norms
+from etude.curricula.refine import Norm, refine
 from etude.experience.errors import UserError, unknown
 from etude.experience.plugs import register
 from etude.experience.protocols import Clock
@@ -19,14 +25,20 @@ OWNS = frozenset({"learning-rate"})
 
 
 def lr_schedule(name: str, optimizer: Optimizer, total: int, warmup: int = 0) -> LRScheduler:
-    """The learning-rate schedule called constant, linear, cosine or wsd.
+    """The learning-rate schedule called constant, linear, cosine, wsd, inverse-sqrt or inverse, or "refined:" and
+    the directory of a run of as many updates, whose gradient norms it is computed from.
 
     `total` and `warmup` count updates. During the warm-up the rate is peak x step / warmup, as in
-    `transformers`: the first update has rate 0. Raises UserError for an unknown name or a warm-up that
-    does not fit.
+    `transformers`: the first update has rate 0. Raises UserError for an unknown name, a warm-up that
+    does not fit, and a run that no schedule can be refined from.
     """
-    if name not in _LR:
-        raise unknown("learning-rate schedule", name, _LR)
+    kind, colon, run = name.partition(":")
+    if kind == "refined":
+        if not run:
+            raise UserError("schedule 'refined' needs the run whose gradient norms it reads: write refined:runs/NAME")
+        return refined(optimizer, total, warmup, run)
+    if colon or name not in _LR:
+        raise unknown("learning-rate schedule", name, (*_LR, "refined"))
     if total < 1 or not 0 <= warmup <= total:
         raise UserError(f"{warmup} warm-up steps do not fit into {total} steps")
     return _LR[name](optimizer, total, warmup)
@@ -59,11 +71,65 @@ def wsd(optimizer: Optimizer, total: int, warmup: int = 0, decay: float = 0.2) -
     return _scaled(optimizer, total, warmup, lambda progress: min(1.0, (1 - progress) / left))
 
 
+@register("schedule", "inverse-sqrt", owns=OWNS)
+def inverse_sqrt(optimizer: Optimizer, total: int, warmup: int = 0) -> LRScheduler:
+    """The peak times sqrt(s / (s + n)), n updates after a warm-up of s (1 without one): arXiv:1706.03762,
+    section 5.3; without a warm-up, 1 / sqrt(t) at update t."""
+    s, rest = max(1, warmup), total - warmup
+    return _scaled(optimizer, total, warmup, lambda progress: math.sqrt(s / (s + progress * rest)))
+
+
+@register("schedule", "inverse", owns=OWNS)
+def inverse(optimizer: Optimizer, total: int, warmup: int = 0) -> LRScheduler:
+    """The peak times s / (s + n), n updates after a warm-up of s (1 without one): without a warm-up, 1 / t at
+    update t."""
+    s, rest = max(1, warmup), total - warmup
+    return _scaled(optimizer, total, warmup, lambda progress: s / (s + progress * rest))
+
+
+@register("schedule", "refined", owns=OWNS)
+def refined(optimizer: Optimizer, total: int, warmup: int = 0, run: str = "") -> LRScheduler:
+    """What the gradient norms of the finished `run` recommend (see `curricula.refine`): of l2 norms for plain
+    SGD, of l1 norms for any other optimiser. It has a warm-up of its own where there should be one.
+
+    Where the norms recommend no schedule that could be used it is linear decay, and a warning says why. Raises
+    UserError for a warm-up besides, and for a run that is not there, of another length, or without norms.
+    """
+    found = refine(logged_norms(run, norm_for(optimizer), total), norm_for(optimizer))
+    if found.fallback:
+        warnings.warn(f"schedule refined:{run} is linear decay: {found.fallback}", stacklevel=2)
+    return from_array(optimizer, found.shape, warmup)
+
+
+def norm_for(optimizer: Optimizer) -> Norm:
+    """The norm that measures the gradient for an optimiser: l2 for SGD, l1 for those that rescale every coordinate."""
+    from torch.optim import SGD
+
+    return "l2" if isinstance(optimizer, SGD) else "l1"
+
+
+def from_array(optimizer: Optimizer, shape: Sequence[float] | NDArray[np.floating], warmup: int = 0) -> LRScheduler:
+    """The peak rate times `shape` f[T], one number in [0, 1] an update; after them the last goes on.
+
+    Raises UserError for no or other numbers, and for a warm-up besides: the array says how the rate rises.
+    """
+    from torch.optim.lr_scheduler import LambdaLR
+
+    scales = np.asarray(shape, np.float64)
+    if scales.ndim != 1 or not len(scales) or not ((scales >= 0) & (scales <= 1)).all():
+        raise UserError("a schedule given as an array is one or more numbers from 0 to 1, one an update")
+    if warmup:
+        raise UserError("a schedule given as an array says itself how the rate rises: leave out the warm-up (warmup=0)")
+    return LambdaLR(optimizer, lambda step: float(scales[min(step, len(scales) - 1)]))
+
+
 _LR: dict[str, Callable[[Optimizer, int, int], LRScheduler]] = {
     "constant": constant,
     "linear": linear,
     "cosine": cosine,
     "wsd": wsd,
+    "inverse-sqrt": inverse_sqrt,
+    "inverse": inverse,
 }
 
 

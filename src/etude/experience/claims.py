@@ -56,7 +56,8 @@ class BaseRecipe:
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a claim: a method by slug, with options, perhaps in a changed world.
+    """One side of a claim: a method by slug, with options, perhaps in a changed world (another one, or one of other
+    `world_options`).
 
     `after` names the arm whose final policy this one starts from (at the same seed), so that a stage
     several arms share is run once; an arm of the role "stage" exists only for that. `uses` gives options the

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from etude.experience.keys import Keys
 from etude.experience.types import Call, Group, Ids, Law, Message, Outcome, Problem, Prompt, Trajectory
@@ -83,6 +83,22 @@ class Interactive(World, Protocol):
         ...
 
 
+@runtime_checkable
+class Preferring(World, Protocol):
+    """A world that knows which of two answers is better: `prefer` is the probability in [0, 1] that a beats b."""
+
+    def prefer(self, problem: Problem, a: str, b: str) -> float: ...
+
+
+@runtime_checkable
+class Game(Preferring, Protocol):
+    """A world whose answers to a problem can be counted: a finite symmetric game between two who answer."""
+
+    def responses(self, problem: Problem) -> tuple[str, ...]:
+        """All answers that count as one; whatever else is written is the same bad answer."""
+        ...
+
+
 class Oracle(Protocol):
     """What knows the answer to a world's problems, step by step."""
 
@@ -114,12 +130,16 @@ Reward = Callable[..., Sequence[float]]  # f(prompts, completions, **columns), T
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. `stops` are the ids that end a turn."""
+    """Text to ids and back. `stops` are the ids that end a turn; `mask` hides a token from a policy that looks both
+    ways (None: there is none)."""
 
     size: int
     pad: int
     stops: frozenset[int]
     notation: str  # the world notation this tokenizer is made for: "compact" or "natural"
+
+    @property
+    def mask(self) -> int | None: ...
 
     def encode(self, text: str) -> Ids: ...
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -216,9 +236,16 @@ class Limits:
 class Agent(Protocol):
     """A policy as others may use it: continues prefixes of its own tokens."""
 
-    name: str
-    tokenizer: Tokenizer
-    limit: int  # longest context and output together, in tokens
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def limit(self) -> int:
+        """Longest context and output together, in tokens."""
+        ...
 
     def generate(
         self,
@@ -250,10 +277,19 @@ class Teacher(Protocol):
     def reply(self, messages: Sequence[Message], about: Problem | None = None) -> str: ...
 
 
-class Judge(Protocol):
-    """`items` are (context, a, b, extra); a verdict is (value, probability, parsed)."""
+class Verdict(NamedTuple):
+    """A judge's word on a against b: `value` is 1 (a is better), 0 (b is) or what lies between (1/2: a tie),
+    `probability` how likely it holds a to be the better one. A verdict that was not `parsed` is a tie."""
 
-    def __call__(self, items: Sequence[tuple[str, str, str, Any]]) -> list[tuple[float, float, bool]]: ...
+    value: float
+    probability: float
+    parsed: bool = True
+
+
+class Judge(Protocol):
+    """`items` are (context, a, b, extra), with what the judge may need besides the texts in `extra`."""
+
+    def __call__(self, items: Sequence[tuple[str, str, str, Any]]) -> list[Verdict]: ...
 
 
 class Critic(Protocol):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from etude.lab.axes import finite, labels, room, short, ticks
 
@@ -150,6 +151,23 @@ def interval_chart(
             dot = f'<circle cx="{x(estimate):.1f}" cy="{y + 8}" r="5" fill="{colour}" {numbers}>'
             out.append(f"{dot}<title>{_text(f'{label}: {said}')}</title></circle>")
     return _svg(out, width, height, f"{title}: estimates with their intervals")
+
+
+def endpoint_charts(record: Mapping[str, Any], width: int = 640) -> list[str]:
+    """The endpoints of a record of evidence as forest plots: one for each unit, and one for ratios."""
+    scales: dict[tuple[bool, str], list[tuple[str, float, float, float]]] = {}
+    for e in record["endpoints"]:
+        ratio = bool(e.get("ratio"))
+        unit = "" if ratio else record.get("claim", {}).get("metrics", {}).get(e["metric"], {}).get("unit", "")
+        estimate, low, high = (math.nan if v is None else float(v) for v in (e["estimate"], e["low"], e["high"]))
+        scales.setdefault((ratio, unit), []).append((f"{e['name']} ({e['role']})", estimate, low, high))
+    charts = []
+    for (ratio, unit), rows in scales.items():
+        title = "ratios" if ratio else f"differences in {unit}" if unit and unit != "%" else "differences"
+        better = "1 is no effect" if ratio else "positive is better, in the metric's better direction"
+        zero = 1.0 if ratio else 0.0
+        charts.append(interval_chart(rows, title=title, x_label=better, percent=unit == "%", zero=zero, width=width))
+    return charts
 
 
 def sparkline(values: Sequence[float], *, label: str, percent: bool = False) -> str:

@@ -121,7 +121,8 @@ def run_jobs(jobs: Sequence[Job], home: Path, workers: int, heard: Heard, failin
             done, _ = wait(running, timeout=TICK, return_when=FIRST_COMPLETED)
             while not queue.empty():
                 key, share = queue.get()
-                heard(todo[key], share)
+                if todo[key] in running.values():  # what a run told may arrive after its end
+                    heard(todo[key], share)
             for future in done:
                 job = running.pop(future)
                 if said := _result(future):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etude.lab.charts import Line, interval_chart, line_chart
+from etude.lab.charts import Line, endpoint_charts, line_chart
 from etude.lab.statistics import paired
 from etude.methods.catalog import CATALOG, FAMILIES, Entry
 
@@ -36,7 +36,8 @@ def evidence_page(records: Mapping[str, Record]) -> str:
 
 
 def method_evidence(record: Record, plots: str) -> str:
-    """What a record says, in words, tables and plots, which stand at `plots`.svg and `plots`-endpoints.svg."""
+    """What a record says, in words, tables and plots, which stand at `plots`.svg and `plots`-endpoints.svg (and -2, -3
+    for endpoints in other units)."""
     claim, slug = record["claim"], record["slug"]
     metric = main_metric(record)
     return "\n".join(
@@ -47,8 +48,7 @@ def method_evidence(record: Record, plots: str) -> str:
             "",
             f"![{metric} of every arm]({plots}.svg)",
             "",
-            f"![Every endpoint with its interval]({plots}-endpoints.svg)",
-            "",
+            *(f"![Endpoints with their intervals]({plots}{end})\n" for end in _ends(len(endpoint_charts(record)))),
             table(_endpoint_rows(record)),
             "",
             table(_arm_rows(record)),
@@ -71,12 +71,8 @@ def plots(record: Record) -> dict[str, str]:
     percent = shown["unit"] == "%"
     title = f"{shown['of']}, mean of {len(record['seeds'])} seeds"
     curve = line_chart(lines, title=title, x_label="steps", y_label=shown["unit"], percent=percent)
-    rows = []
-    for e in record["endpoints"]:
-        estimate, low, high = (_drawn(record, e, e[k]) for k in ("estimate", "low", "high"))
-        rows.append((e["name"], estimate, low, high))
-    title = "endpoints in their own units (ratios: percent above 1); right of 0 is good"
-    return {".svg": curve, "-endpoints.svg": interval_chart(rows, title=title)}
+    charts = endpoint_charts(record)
+    return {".svg": curve, **dict(zip(_ends(len(charts)), charts, strict=True))}
 
 
 def main_metric(record: Record) -> str:
@@ -98,6 +94,11 @@ def overview_rows(entry: Entry, records: Mapping[str, Record]) -> list[tuple[str
             else:
                 rows.append(row)
     return rows
+
+
+def _ends(charts: int) -> list[str]:
+    """How the files of so many endpoint charts end."""
+    return ["-endpoints.svg", *(f"-endpoints-{i}.svg" for i in range(2, charts + 1))]
 
 
 def _of(family: str) -> list[Entry]:
@@ -140,11 +141,6 @@ def _shown(record: Record, e: Record, value: float | None) -> float:
         return math.nan
     percent = record["claim"]["metrics"][e["metric"]]["unit"] == "%" and not e["ratio"]
     return 100 * value if percent else float(value)
-
-
-def _drawn(record: Record, e: Record, value: float | None) -> float:
-    shown = _shown(record, e, value)
-    return 100 * (shown - 1) if e["ratio"] else shown
 
 
 def _budget(claim: Record) -> str:

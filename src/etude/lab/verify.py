@@ -79,7 +79,7 @@ class Bench:
             options["optim"] = {**options.get("optim", {}), "lr": rate}
         options |= {
             "world": arm.world or claim.world,
-            "world_options": {} if arm.world else dict(claim.world_options),
+            "world_options": arm.options.get("world_options", {} if arm.world else dict(claim.world_options)),
             "budget": [f"{kind}={cap:g}" for kind, cap in claim.equal.items()],
         }
         after = None if arm.after is None else earlier[arm.after]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from etude.curricula.schedules import lr_schedule
+from etude.curricula.schedules import from_array, lr_schedule
 from etude.experience.batch import Batch
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
@@ -35,7 +35,7 @@ class Optim:
 
     lr: float = 1e-3  # peak learning rate
     algorithm: Literal["adamw", "sgd"] = "adamw"  # sgd is plain: no momentum
-    schedule: str = "constant"  # constant, linear, cosine or wsd, after the warm-up
+    schedule: str = "constant"  # constant, linear, cosine, wsd, inverse-sqrt, inverse, or refined:RUN
     warmup: float = 0.0  # share of the updates over which the rate rises from 0
     weight_decay: float = 0.0  # decoupled, on matrices only
     beta1: float = 0.9  # adamw: decay of the mean gradient
@@ -56,9 +56,10 @@ class Optim:
 
 class Seat:
     """A policy's parameters with their optimiser and schedule. The policy's weights are tracked by
-    the run apart from it, so that several stages can seat the same policy."""
+    the run apart from it, so that several stages can seat the same policy. `shape`, a number in [0, 1] an update,
+    takes the place of the schedule that `optim` names."""
 
-    def __init__(self, policy: Policy, optim: Optim, steps: int) -> None:
+    def __init__(self, policy: Policy, optim: Optim, steps: int, shape: Sequence[float] | None = None) -> None:
         self.policy = policy
         self.ranks = policy.ranks if isinstance(policy, Sharded) else SOLO  # who share the work of an update
         self.optim = optim
@@ -76,7 +77,11 @@ class Seat:
             self.optimizer = torch.optim.SGD(used, lr=optim.lr)
         else:
             self.optimizer = torch.optim.AdamW(used, lr=optim.lr, betas=(optim.beta1, optim.beta2))
-        self.scheduler = lr_schedule(optim.schedule, self.optimizer, steps, round(optim.warmup * steps))
+        warmup = round(optim.warmup * steps)
+        if shape is None:
+            self.scheduler = lr_schedule(optim.schedule, self.optimizer, steps, warmup)
+        else:
+            self.scheduler = from_array(self.optimizer, shape, warmup)
         self.tokens = optim.tokens or max(1, ACTIVATIONS // policy.token_bytes)
         self.skipped = 0
 
@@ -146,7 +151,7 @@ def update(
     penalties: Iterable[Penalty] = (),
     mask: Mask | None = None,
 ) -> dict[str, float]:
-    """One step of the seat's optimiser; returns metrics.
+    """One step of the seat's optimiser; returns metrics, with the l2 and l1 norm of the gradient before clipping.
 
     A gradient that is not finite is not applied: the update is skipped and counted. Raises
     UserError after `PATIENCE` of them in a row, and for penalties or masks on sharded parameters.
@@ -176,8 +181,9 @@ def update(
         loss += float(value.detach())
     if mask is not None:
         mask(seat.params)
-    length = torch.nn.utils.clip_grad_norm_(seat.params, seat.optim.clip)
-    norm = float(full(length) if seat.ranks.size > 1 else length)
+    gradients = [p.grad for p in seat.params if p.grad is not None]
+    sizes = torch.nn.utils.get_total_norm(gradients, 1.0), torch.nn.utils.clip_grad_norm_(seat.params, seat.optim.clip)
+    l1, norm = torch.stack([full(size) if seat.ranks.size > 1 else size for size in sizes]).tolist()
     finite = math.isfinite(norm) and math.isfinite(loss)
     if finite:
         seat.optimizer.step()
@@ -191,4 +197,7 @@ def update(
             )
     rate = seat.optimizer.param_groups[0]["lr"]
     seat.scheduler.step()
-    return {"loss": loss, "grad_norm": norm, "lr": rate, "skipped_update": float(not finite), **sums.means()}
+    return {
+        "loss": loss, "grad_norm": norm, "grad_norm_l1": l1, "lr": rate, "skipped_update": float(not finite),
+        **sums.means(),
+    }  # fmt: skip

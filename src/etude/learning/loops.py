@@ -197,21 +197,23 @@ def on_policy(
 def rounds(
     run: Run,
     count: int,
-    collect: Callable[[int], Examples],
+    collect: Callable[[int], Examples | None],
     fit: Callable[[int, Examples], None],
     restart: Callable[[], None] | None = None,
 ) -> None:
     """Collect and curate, then fit, again and again.
 
-    What a round collected is kept with the run, so that a resumed fit sees the same data. `restart`
-    is called before each fit and may put the base weights back; None goes on from the last.
+    What a round collected is kept with the run, so that a resumed fit sees the same data; a round that
+    collected nothing (None) has no fit. `restart` is called before each fit and may put the base weights
+    back; None goes on from the last.
     """
     if count < 1:
         raise UserError(f"rounds must be at least 1, not {count}")
     for r in range(count):
-        state = run.stage(f"round{r}/collect", lambda r=r: collect(r).state_dict())  # type: ignore[misc]
+        state = run.stage(f"round{r}/collect", lambda r=r: (found := collect(r)) and found.state_dict())  # type: ignore[misc]
+        if state is None:
+            continue
         data = Examples.from_state(state)
-
         if restart is not None:  # a stage of its own, so that a fit that is resumed does not begin anew
             run.stage(f"round{r}/restart", restart)
         run.stage(f"round{r}/fit", lambda r=r, data=data: fit(r, data))  # type: ignore[misc]

@@ -1,8 +1,8 @@
 """Importing this registers every plug of the shared parts."""
 
-from etude.acting import sample
+from etude.acting import fill, sample
 from etude.curricula import curriculum, schedules
-from etude.feedback import advantage, overlong
+from etude.feedback import advantage, overlong, truncation
 from etude.learning import select
 from etude.objectives import clipped_pg, distil, nll, pairs, value
 
@@ -11,11 +11,13 @@ __all__ = [
     "clipped_pg",
     "curriculum",
     "distil",
+    "fill",
     "nll",
     "overlong",
     "pairs",
     "sample",
     "schedules",
     "select",
+    "truncation",
     "value",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from etude.experience.plugs import register
 from etude.experience.types import Group
+from etude.feedback.advantage import degenerate
 
 
 @register("selector", "all", gives={"tied"})
@@ -18,3 +19,12 @@ class Mixed:
 
     def __call__(self, group: Group) -> bool:
         return 0.0 < group.solved < 1.0
+
+
+@register("selector", "varied")
+class Varied:
+    """Only groups whose rewards differ, as a reward plug has left them: unlike `mixed`, also one whose members are all
+    right and some too long, and none whose right members all are (dynamic sampling of DLER, arXiv 2510.15110)."""
+
+    def __call__(self, group: Group) -> bool:
+        return not degenerate(group)

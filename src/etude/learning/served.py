@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from etude.acting.endpoint import Server
 from etude.acting.server import ServerAgent, connect
+from etude.experience.endpoint import Server
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.meter import Meter

@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 from etude.acting.agent import PolicyAgent
-from etude.acting.endpoint import Server
 from etude.acting.episodes import episodes
 from etude.acting.sample import sample
 from etude.audits.estimators import exact
 from etude.audits.evaluate import evaluate
 from etude.audits.report import Evaluation
 from etude.experience.claims import BaseRecipe
+from etude.experience.endpoint import Server
 from etude.experience.errors import UserError, unknown
 from etude.experience.keys import Keys
 from etude.experience.meter import KINDS, Meter
@@ -187,7 +187,7 @@ class Setting:
         metrics = dict(found.metrics)
         for name, act in self.views.items():
             seen = self._evaluated(act)
-            metrics |= {f"{name}/{metric}": e for metric, e in seen.metrics.items()}
+            metrics |= {f"{name}/{metric}": e for metric, e in seen.named.items()}
         keys = self.run.keys.at("evaluate", "probe")
         for name, probe in self.probes.items():
             metrics[name] = exact(probe(self.policy, keys.at(name)))
@@ -205,10 +205,14 @@ class Setting:
         )  # fmt: skip
 
     def watch(self, clock: Clock) -> None:
-        """Evaluates before the first step, every `eval_every` steps, and after the last."""
-        every = self.common.eval_every
-        if clock.step in (0, clock.total) or (every and clock.step % every == 0):
+        """Evaluates where an evaluation is due."""
+        if self.due(clock):
             self.run.evaluated(self.evaluate())
+
+    def due(self, clock: Clock) -> bool:
+        """Whether to evaluate now: before the first step, every `eval_every` steps, and after the last."""
+        every = self.common.eval_every
+        return clock.step in (0, clock.total) or (every > 0 and clock.step % every == 0)
 
 
 def setting(run: Run, common: Common, start: Start = "base") -> Setting:

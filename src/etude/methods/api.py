@@ -35,11 +35,14 @@ def method(slug: str) -> Method:
 
 
 def claims(name: str) -> dict[str, Claim]:
-    """The claims of a method, or the one called SLUG.WORD, by name. Raises UserError where there is none."""
+    """The claims of a method, or the one called SLUG.WORD, by name; SLUG.main is the main one alone. Raises UserError
+    where there is none."""
     slug, _, word = name.partition(".")
     found = method(slug).claims
     if not found:
         raise UserError(f"method {slug!r} has no claim to verify")
+    if word == "main":
+        name = slug
     if word and name not in found:
         raise unknown("claim", name, found)
     return {name: found[name]} if word else found

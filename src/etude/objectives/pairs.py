@@ -23,7 +23,7 @@ from etude.experience.plugs import register
 from etude.experience.protocols import Loss, Outputs, Policy
 from etude.objectives.terms import column
 
-LinkName = Literal["logistic", "squared", "hinge", "infonce"]
+LinkName = Literal["logistic", "soft", "squared", "hinge", "infonce"]
 
 
 def normalise_pairs(batch: Batch) -> Batch:
@@ -43,9 +43,12 @@ class PairLoss:
 
     With h = score(chosen) - score(rejected), `link` is
     logistic: -(1 - e) log sigmoid(beta h - gamma) - e log sigmoid(gamma - beta h), e = label_smoothing;
+    soft: -q log sigmoid(beta h) - (1 - q) log sigmoid(-beta h), q = sigmoid(D), with D the difference of the row
+    column `value` (chosen less rejected): least where beta h = D, and the hard logistic loss as D grows;
     squared: (h - 1 / (2 beta))^2; hinge: max(0, 1 - beta h);
     infonce: -log softmax of the chosen among all linked rows' rewards, any number rejected.
-    `per_token` takes means instead of sums over tokens; without `reference` scores are plain logp.
+    `per_token` takes means instead of sums over tokens; without `reference` scores are plain logp. The reference is the
+    action column `logp_ref`, or the row column of that name: log pi_ref of the whole row (see `reference_of`).
 
     Metrics: `accuracy` and `margin` (of rewards; against the best rejected), `reward_chosen`,
     `reward_rejected` (mean), `nll`. `prepare` calls `normalise_pairs` where nobody has.
@@ -60,8 +63,8 @@ class PairLoss:
     nll_coef: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.link not in _LINKS and self.link != "infonce":
-            raise UserError(f"link must be logistic, squared, hinge or infonce, not {self.link!r}")
+        if self.link not in (*_LINKS, "soft", "infonce"):
+            raise UserError(f"link must be logistic, soft, squared, hinge or infonce, not {self.link!r}")
         if not (self.beta > 0 and 0 <= self.label_smoothing < 0.5 and self.nll_coef >= 0):
             raise UserError("beta must be above 0, label_smoothing in [0, 0.5) and nll_coef at least 0")
         if self.link != "logistic" and (self.gamma or self.label_smoothing):
@@ -84,7 +87,7 @@ class PairLoss:
         chosen, rejected = _pairs(batch)
         active = (batch.actions["weight"] != 0).to(out.logp.dtype)
         tokens = batch.per_row(active).clamp_min(1)
-        score = batch.per_row((out.logp - self._reference(batch)) * active)
+        score = self._score(out.logp, batch, active)
         if self.per_token:
             score = score / tokens
         nll = -(batch.per_row(out.logp * active) / tokens)[chosen]
@@ -94,7 +97,11 @@ class PairLoss:
             rewards = self.beta * torch.cat([score[chosen][:, None], others], 1)
             term = rewards.logsumexp(1) - rewards[:, 0]
         elif others.shape[1] == 1:
-            term = _LINKS[self.link](score[chosen] - others[:, 0], self)
+            h = score[chosen] - others[:, 0]
+            if self.link == "soft":
+                term = _cross_entropy(self.beta * h, self._target(batch, chosen, rejected).to(h.dtype).sigmoid())
+            else:
+                term = _LINKS[self.link](h, self)
         else:
             raise UserError(f"the {self.link} link takes one rejected row a pair: use infonce for several")
         weight = pair_weight[chosen].to(term.dtype)
@@ -102,10 +109,22 @@ class PairLoss:
         metrics["nll"] = (float(nll.detach().sum()), float(len(chosen)))
         return Loss((weight * (term + self.nll_coef * nll)).sum(), metrics)
 
-    def _reference(self, batch: Batch) -> Tensor | float:
+    def _score(self, logp: Tensor, batch: Batch, active: Tensor) -> Tensor:
+        """f[B]: the sum over a row's actions with weight of logp, less that of the reference."""
         if not self.reference:
-            return 0.0
-        return column(batch, "logp_ref", "a preference loss", "attach it with `with_reference`")
+            return batch.per_row(logp * active)
+        written = batch.row.get("logp_ref")
+        if isinstance(written, Tensor) and "logp_ref" not in batch.actions:
+            return batch.per_row(logp * active) - written.to(logp.dtype)
+        reference = column(batch, "logp_ref", "a preference loss", "attach it with `with_reference`")
+        return batch.per_row((logp - reference) * active)
+
+    def _target(self, batch: Batch, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """f[P]: D, without gradient."""
+        value = batch.row.get("value")
+        if not isinstance(value, Tensor):
+            raise UserError("soft targets need the row column 'value', which this batch does not have")
+        return value[chosen] - value[rejected[:, 0]]
 
     def _metrics(self, score: Tensor, others: Tensor, chosen: Tensor, absent: Tensor) -> dict[str, tuple[float, float]]:
         """Sums over the P pairs; scores are [B] and [P, K]."""
@@ -122,9 +141,13 @@ class PairLoss:
         }
 
 
+def _cross_entropy(margin: Tensor, q: Tensor | float) -> Tensor:
+    """Of the probability `q` that the chosen is better with that of the margin."""
+    return -q * logsigmoid(margin) - (1 - q) * logsigmoid(-margin)
+
+
 def _logistic(h: Tensor, o: PairLoss) -> Tensor:
-    margin = o.beta * h - o.gamma
-    return -(1 - o.label_smoothing) * logsigmoid(margin) - o.label_smoothing * logsigmoid(-margin)
+    return _cross_entropy(o.beta * h - o.gamma, 1 - o.label_smoothing)
 
 
 def _squared(h: Tensor, o: PairLoss) -> Tensor:
@@ -169,6 +192,13 @@ def dpo(beta: float = 0.1, label_smoothing: float = 0.0, nll_coef: float = 0.0) 
     """DPO, arXiv:2305.18290, equation 7; with label smoothing cDPO (E. Mitchell, 2023, equation 3); with
     the NLL term that of arXiv:2404.19733, equation 1."""
     return PairLoss("logistic", beta, label_smoothing=label_smoothing, nll_coef=nll_coef)
+
+
+@register("objective", "soft-dpo", needs={*_REFERENCED, "value"}, why="its soft targets are differences of values")
+def soft_dpo(beta: float = 0.1) -> PairLoss:
+    """DPO on soft targets: regresses beta h on a difference of rewards (DNO, arXiv:2404.03715, algorithm 1; for rewards
+    under a Bradley-Terry model, DPO with each label's probability in place of the label)."""
+    return PairLoss("soft", beta)
 
 
 @register("objective", "dpo-norm", needs=_REFERENCED)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
-from etude.experience.batch import Batch, split
+from etude.experience.batch import Batch, pack, split
 from etude.experience.meter import Meter
 from etude.experience.protocols import Policy
+from etude.experience.rows import Row
 
 
 class ReferenceCache:
@@ -51,6 +53,17 @@ def with_reference(
         cache.rows.update(zip((keys[r] for r in new), (v.clone() for v in values), strict=True))
     logp = torch.cat([cache.rows[k] for k in keys])
     return batch.with_actions(logp_ref=logp.to(batch.inputs.device))
+
+
+def reference_of(
+    rows: Sequence[Row], policy: Policy, *, max_tokens: int = 8192, meter: Meter | None = None
+) -> list[float]:
+    """log pi_ref of every whole row: the sum over its actions with weight. What pair losses read as the row column
+    `logp_ref`, for a reference that is at hand only while the rows are made (the policy itself, at that time)."""
+    batch = pack(rows)
+    logp = _logp(batch, policy, max_tokens, meter).double()
+    found: list[float] = batch.per_row(torch.where(batch.actions["weight"] != 0, logp, 0.0)).tolist()
+    return found
 
 
 def _logp(batch: Batch, policy: Policy, max_tokens: int, meter: Meter | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -101,6 +102,16 @@ class LM(nn.Module):
     def device(self) -> torch.device:
         return self.model.embed_tokens.weight.device
 
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only what is before it."""
+        return self.shape.causal
+
+    def look_both_ways(self) -> Self:
+        """Lets every token see its whole row from now on, with the weights as they are; gives this LM."""
+        self.shape = self.model.shape = replace(self.shape, causal=False)
+        return self
+
     def add_head(self, name: str, generator: torch.Generator, size: int = 1) -> Self:
         """Adds or replaces the head `values`, `reward` or `classes` (of `size` classes); gives this LM."""
         self.heads.add(name, self.shape.width, size, generator).to(self.device, self.model.norm.weight.dtype)
@@ -122,11 +133,20 @@ class LM(nn.Module):
         return states.index_select(0, same.where)
 
     def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs:
-        """Raises UserError for unknown needs, missing heads and rows that are too long."""
+        """Raises UserError for unknown needs, missing heads, rows that are too long, and log-probabilities of tokens
+        that a policy which looks both ways can see."""
         for need in sorted(needs - NEEDS):
             raise unknown("need", need, NEEDS)
         if batch.inputs.device != self.device:
             batch = batch.to(self.device)
+        if not self.causal and needs & {"logp", "entropy"}:
+            mask = -1 if self.tokenizer.mask is None else self.tokenizer.mask
+            seen = int((batch.inputs[batch.at] != mask).sum())
+            if seen:
+                raise UserError(
+                    f"this policy looks both ways and predicts hidden tokens alone, but {seen} of {len(batch.at)} are "
+                    "in sight: train it with a masked objective, as mlm-u does"
+                )
         states = self.states(batch)
         aux = self.heads(needs & HEADS, states, batch)
         values = aux.pop("values", None)

@@ -124,6 +124,7 @@ class HFTokenizer:
         end_ids = self.encode(self._end)
         self.stops = frozenset(int(i) for i in (*end_ids[-1:], eos) if i is not None)
         self.pad = next((int(i) for i in (tokenizer.pad_token_id, eos) if i is not None), 0)
+        self.mask: int | None = tokenizer.mask_token_id
 
     @classmethod
     def load(cls, path: str | Path) -> HFTokenizer:

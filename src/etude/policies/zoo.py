@@ -1,6 +1,6 @@
 """Policies by name or path, and back to a folder.
 
-A folder that `save_policy` writes holds the model (a Hugging Face folder, or a table), its tokenizer,
+A folder that `save_policy` writes holds the model (a Hugging Face folder, a table or a classifier), its tokenizer,
 and the adapter beside it in `adapter/` if there is one.
 """
 
@@ -10,7 +10,9 @@ import importlib.util
 import shutil
 import struct
 from collections.abc import Mapping
+from itertools import permutations
 from pathlib import Path
+from string import ascii_letters
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,18 +24,23 @@ if TYPE_CHECKING:
     import torch
 
     from etude.experience.protocols import Policy
+    from etude.policies.lm import LM
 
 ZOO = {
     "table": "a row of logits for every context: exact, for checks and pilots",
+    "classifier": "classes of points: linear, or a small network with depth above 0, for world points",
     "tiny": "a transformer of 0.9M parameters over characters, with random weights",
     "small": "a transformer of 11M parameters over characters, with random weights",
     "smollm2": "SmolLM2-135M-Instruct, a pretrained chat model",
 }
 SIZES = {
     "table": {"order": 32, "rows": 4096, "limit": 512, "actions": 0},
-    "tiny": {"width": 128, "depth": 4, "heads": 4, "ffn": 384, "limit": 1024},
-    "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 2048},
+    "classifier": {"features": 20, "classes": 4, "depth": 0, "width": 64},
+    "tiny": {"width": 128, "depth": 4, "heads": 4, "ffn": 384, "limit": 1024, "nodes": 0},
+    "small": {"width": 320, "depth": 8, "heads": 5, "ffn": 960, "limit": 2048, "nodes": 0},
 }
+MAY_BE_ZERO = {("table", "actions"), ("classifier", "depth"), ("tiny", "nodes"), ("small", "nodes")}
+NODE = 0.3  # standard deviation of a node's embedding
 ADAPTER = "adapter"
 Dtype = Literal["float32", "bfloat16"]
 
@@ -43,10 +50,11 @@ def load_policy(
 ) -> Policy:
     """The policy called `name`, or the one in the folder or GGUF file of that path.
 
-    `keys` draw the weights of `tiny` and `small`, the same on every device; `shape` changes their sizes
-    (width, depth, heads, ffn, limit) or those of `table` (order, rows, limit, actions), as may the name
-    itself: "tiny:depth=2,width=64". Raises UserError for an
-    unknown name, a path that holds no policy, sizes that do not fit, and a device that is not there.
+    `keys` draw the weights of `tiny`, `small` and `classifier`, the same on every device; `shape` changes
+    their sizes (width, depth, heads, ffn, limit; of `table` order, rows, limit, actions; of `classifier`
+    features, classes, depth, width), as may the name itself: "tiny:depth=2,width=64". With `nodes` the first
+    so many letters are nodes of a graph: an edge "ab" and a step ">a" are one token each. Raises UserError for
+    an unknown name, a path that holds no policy, sizes that do not fit, and a device that is not there.
     """
     import torch
 
@@ -80,6 +88,7 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
     from safetensors import SafetensorError
 
     from etude.policies.adapters import adapted, adapter_off, save_adapter
+    from etude.policies.mixture import Mixture
 
     folder = Path(folder)
     new = not folder.exists()
@@ -89,7 +98,9 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
         shutil.rmtree(place if new else place / ADAPTER, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
         model.tokenizer.save(place)
-        if adapted(model):
+        if isinstance(model, Mixture):
+            model.save(place, save_policy)
+        elif adapted(model):
             save_adapter(model, place / ADAPTER)
             with adapter_off(model):
                 model.save(place)
@@ -97,7 +108,7 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
             model.save(place)
         if new:
             place.rename(folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UserError) as error:
         if new:
             shutil.rmtree(place, ignore_errors=True)
         raise UserError(f"cannot write the policy to {folder}: {error}") from None
@@ -129,18 +140,25 @@ def _sizes(name: str, given: Mapping[str, int]) -> dict[str, Any]:
     for size, value in given.items():
         if size not in sizes:
             raise unknown(f"size of {name!r}", size, sizes)
-        if value < (size != "actions"):
+        if value < ((name, size) not in MAY_BE_ZERO):
             raise UserError(f"{size} of {name!r} must be at least 1, not {value}")
         sizes[size] = value
     if "heads" in sizes and sizes["width"] % (2 * sizes["heads"]):
         raise UserError(f"width {sizes['width']} of {name!r} must be a multiple of twice its {sizes['heads']} heads")
+    if sizes.get("nodes", 0) > len(ascii_letters):
+        raise UserError(f"nodes of {name!r} are letters, at most {len(ascii_letters)}, not {sizes['nodes']}")
     return sizes
 
 
 def _new(name: str, sizes: dict[str, Any], keys: Keys, dtype: torch.dtype) -> Any:
     from etude.policies.tokenizers import CharTokenizer
 
-    tokenizer = CharTokenizer()
+    if name == "classifier":
+        from etude.policies.classifier import Classifier
+
+        return Classifier(**sizes, generator=keys.torch(), dtype=dtype)
+    letters = ascii_letters[: sizes.pop("nodes", 0)]
+    tokenizer = CharTokenizer([a + b for a, b in permutations(letters, 2)] + [f">{a}" for a in letters])
     if name == "table":
         from etude.policies.table import TablePolicy
 
@@ -150,7 +168,24 @@ def _new(name: str, sizes: dict[str, Any], keys: Keys, dtype: torch.dtype) -> An
 
     heads, head_dim = sizes["heads"], sizes["width"] // sizes["heads"]
     shape = Shape(vocab=tokenizer.size, kv_heads=heads, head_dim=head_dim, **sizes)
-    return LM(shape, tokenizer, keys.torch()).to(dtype)
+    generator = keys.torch()
+    policy = LM(shape, tokenizer, generator)
+    _compose(policy, letters, generator)
+    return policy.to(dtype)
+
+
+def _compose(policy: LM, letters: str, generator: torch.Generator) -> None:
+    """Lets an edge begin as the sum of its nodes' embeddings, the second turned by half the width, and a step as that
+    of its node: as free vectors they take many times as long to learn."""
+    import torch
+
+    weight, encode = policy.model.embed_tokens.weight, policy.tokenizer.encode
+    with torch.no_grad():
+        node = {a: weight[0].new_empty(policy.shape.width).normal_(0.0, NODE, generator=generator) for a in letters}
+        for a in letters:
+            weight[int(encode(a)[0])] = weight[int(encode(f">{a}")[0])] = node[a]
+        for a, b in permutations(letters, 2):
+            weight[int(encode(a + b)[0])] = node[a] + node[b].roll(policy.shape.width // 2)
 
 
 def _existing(name: str) -> Path:
@@ -164,17 +199,21 @@ def _existing(name: str) -> Path:
 
 def _read(path: Path, dtype: torch.dtype) -> Any:
     """The policy in a folder or GGUF file, in our transformer where it can be, with its adapter."""
-    from etude.policies import checkpoint
+    from etude.policies import checkpoint, classifier, mixture
     from etude.policies.adapters import load_adapter
     from etude.policies.foreign import ForeignLM
     from etude.policies.lm import LM
     from etude.policies.table import FILE, TablePolicy
     from etude.policies.tokenizers import load_tokenizer
 
+    if (path / mixture.FILE).is_file():
+        return mixture.Mixture([_read(member, dtype) for member in mixture.members(path)])
     if path.is_file():
         ours = _architecture(path) == "llama"
     elif (path / FILE).is_file():
         return TablePolicy.load(path, load_tokenizer(path), dtype)
+    elif (path / classifier.FILE).is_file():
+        return classifier.Classifier.load(path, dtype)
     else:
         ours = checkpoint.model_type(path) in checkpoint.FAMILIES
     policy: Any = (LM if ours else ForeignLM).load(path, load_tokenizer(path), dtype)

@@ -88,18 +88,19 @@ def _equation(entry: Entry) -> str:
 def _sorting(entry: Entry) -> str:
     """ "<" asks for ascending, ">" for descending order."""
     sign = "<" if entry["metadata"]["direction"] == "ascending" else ">"
-    return sign + ",".join(map(_short, entry["metadata"]["original_numbers"]))
+    return sign + ",".join(map(short, entry["metadata"]["original_numbers"]))
 
 
 def _sorted(entry: Entry) -> str:
-    return ",".join(map(_short, entry["metadata"]["sorted_numbers"]))
+    return ",".join(map(short, entry["metadata"]["sorted_numbers"]))
 
 
 def _read_sorted(segment: str) -> str:
     return str([n.strip() for n in segment.rpartition("=")[2].split(",")])
 
 
-def _short(number: str) -> str:
+def short(number: str) -> str:
+    """A whole number without its ".0"."""
     return number.removesuffix(".0")
 
 

@@ -217,5 +217,9 @@ class DataWorld:
 
 def _share(prompt: Prompt) -> float:
     """A number from 0 to 1 that depends on the prompt alone."""
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") / 2**64
+    return int.from_bytes(blake2b(as_text(prompt).encode(), digest_size=8).digest(), "little") / 2**64
+
+
+def as_text(prompt: Prompt) -> str:
+    """A prompt as text, to compare it by and look it up."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)

@@ -11,11 +11,18 @@ from etude.experience.keys import Keys
 from etude.experience.protocols import Oracle, World
 from etude.experience.types import Problem
 from etude.worlds.chain import ChainWorld
+from etude.worlds.choice import ChoiceOracle, ChoiceWorld
 from etude.worlds.maze import MazeWorld
+from etude.worlds.mixture import MixOracle, MixWorld
 from etude.worlds.oracle_countdown import CountdownOracle
 from etude.worlds.oracle_grid import MiniSudokuOracle
 from etude.worlds.oracle_maze import MazeOracle
+from etude.worlds.oracle_sort import SortOracle
 from etude.worlds.oracle_sum import chain_oracle, chain_sum_oracle
+from etude.worlds.points import PointsWorld
+from etude.worlds.sections import SectionsOracle, SectionsWorld
+from etude.worlds.star import StarOracle, StarWorld
+from etude.worlds.teachers import PointsOracle, teaches
 from etude.worlds.textworld import TextWorld, TextWorldOracle
 from etude.worlds.working import Demonstration, Fault, Solution, StepOracle
 
@@ -23,6 +30,7 @@ TASKS: dict[str, Callable[[str], StepOracle]] = {
     "chain_sum": chain_sum_oracle,
     "countdown": CountdownOracle,
     "mini_sudoku": MiniSudokuOracle,
+    "number_sorting": SortOracle,
 }
 
 
@@ -39,7 +47,7 @@ def step_oracle(world: World) -> StepOracle:
     """The oracle of a world, never erring, with all that it can do. Raises UserError if there is none."""
     oracle = find_oracle(world)
     if oracle is None:
-        known = ", ".join(("chain", "grid_maze", "textworld", *TASKS))
+        known = ", ".join(("chain", "choice", "grid_maze", "points", "sections", "star", "textworld", *TASKS))
         raise UserError(f"world {world.name!r} has no oracle; worlds with one: {known}")
     return oracle
 
@@ -49,12 +57,23 @@ def find_oracle(world: World) -> StepOracle | None:
     inner: World | None = getattr(world, "inner", None)
     if inner is not None:  # a world around another, as retry is
         return find_oracle(inner)
+    if isinstance(world, MixWorld):
+        parts = {name: oracle for name, part in world.parts.items() if (oracle := find_oracle(part)) is not None}
+        return MixOracle(world, parts) if len(parts) == len(world.parts) else None
     if isinstance(world, ChainWorld):
         return chain_oracle(world)
+    if isinstance(world, ChoiceWorld):
+        return ChoiceOracle(world)
     if isinstance(world, TextWorld):
         return TextWorldOracle(world)
     if isinstance(world, MazeWorld):
         return MazeOracle(world.text)
+    if isinstance(world, StarWorld):
+        return StarOracle()
+    if isinstance(world, PointsWorld) and teaches(world):
+        return PointsOracle(world)
+    if isinstance(world, SectionsWorld):
+        return SectionsOracle(world)
     build = TASKS.get(world.name)
     return build(getattr(world, "notation", "natural")) if build else None
 

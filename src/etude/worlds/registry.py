@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from etude.experience.errors import UserError, unknown
 from etude.experience.protocols import World
+from etude.experience.types import NOTHING
 from etude.worlds.tasks import TASKS
 
 WORLDS = {
     "chain": "etude.worlds.chain:ChainWorld",
+    "choice": "etude.worlds.choice:ChoiceWorld",
+    "choice-transitive": "etude.worlds.choice:transitive_choice",
     "data": "etude.worlds.data:DataWorld",
     "grid_maze": "etude.worlds.maze:MazeWorld",
     "lock": "etude.worlds.lock:LockWorld",
+    "mix": "etude.worlds.mixture:MixWorld",
+    "points": "etude.worlds.points:PointsWorld",
     "retry": "etude.worlds.retry:RetryWorld",
+    "sections": "etude.worlds.sections:SectionsWorld",
+    "star": "etude.worlds.star:StarWorld",
     "textworld": "etude.worlds.textworld:TextWorld",
 }
 FILES = (".jsonl", ".parquet")
@@ -30,9 +38,10 @@ def world_names() -> list[str]:
 def load_world(name: str, *, notation: str | None = None, **options: Any) -> World:
     """The world `name` with its options.
 
-    A name is a reasoning-gym task, `chain`, `grid_maze`, `lock`, `textworld`, `data` (with `path=...`), the path of a
-    .jsonl or .parquet file or of a data folder, or `retry:` and the name of the world to retry.
-    `notation` ("natural" or "compact") is for worlds that have several; the others do without it.
+    A name is a reasoning-gym task, `chain`, `choice`, `grid_maze`, `lock`, `points`, `sections`, `star`, `textworld`,
+    `data` (with `path=...`), the path of a .jsonl or .parquet file or of a data folder, `retry:` and the name of the
+    world to retry, or `mix:` and names joined by commas (or `mix` with `parts=...`). `notation` ("natural" or
+    "compact") is for worlds that have several; the others do without it.
     Raises UserError on an unknown name or option, naming the nearest, or on a value that cannot be.
     """
     outer, colon, inner = name.partition(":")
@@ -40,6 +49,8 @@ def load_world(name: str, *, notation: str | None = None, **options: Any) -> Wor
         own = {k: v for k, v in options.items() if k in _options(_class("retry"))}
         rest = {k: v for k, v in options.items() if k not in own}
         return _class("retry")(load_world(inner, notation=notation, **rest), **own)
+    if outer == "mix":
+        return _mixture(inner.split(",") if colon else [], notation, **options)
     if name in TASKS:
         from etude.worlds.reasoning import ReasoningWorld
 
@@ -61,6 +72,21 @@ def load_world(name: str, *, notation: str | None = None, **options: Any) -> Wor
     if needed:
         raise UserError(f"world {name!r} needs the option {needed[0]}: give {needed[0]}=...")
     return build(**options)
+
+
+def _mixture(names: Sequence[str], notation: str | None, parts: Any = NOTHING, **options: Any) -> World:
+    """The worlds called `names`, and those of `parts`: options by name, among them `world` where that is not the name.
+    The notation is for all."""
+    if not isinstance(parts, Mapping) or not all(isinstance(p, Mapping) for p in parts.values()):
+        raise UserError('mix: parts are options by name, as in parts={"sums": {"world": "chain_sum"}}')
+    for option in options:
+        if option not in ("shares", "levels"):
+            raise unknown("option of world mix,", option, ("parts", "shares", "levels"))
+    worlds = {}
+    for name in dict.fromkeys((*names, *parts)):
+        given = dict(parts.get(name, NOTHING))
+        worlds[name] = load_world(given.pop("world", name), **{"notation": notation, **given})
+    return cast(World, _class("mix")(worlds, **options))
 
 
 def _class(name: str) -> Any:

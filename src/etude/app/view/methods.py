@@ -14,7 +14,7 @@ from etude.app.view.curves import AXES, HEIGHT, WIDTH
 from etude.app.view.runs import Refused
 from etude.experience.claims import Claim
 from etude.experience.errors import UserError
-from etude.lab.charts import Line, interval_chart, line_chart
+from etude.lab.charts import Line, endpoint_charts, line_chart
 from etude.lab.evidence import current, read_evidence
 from etude.methods.catalog import CATALOG, FAMILIES, Entry, load
 
@@ -58,7 +58,7 @@ def evidence(name: str, claim: Claim) -> dict[str, Any] | None:
     if record is None:
         return None
     try:
-        drawn = {"curves": _curves(record), "intervals": _intervals(record)}
+        drawn = {"curves": _curves(record), "intervals": [Markup(svg) for svg in endpoint_charts(record, WIDTH)]}
         return {"record": record, "current": current(record, claim), **drawn}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the evidence of {name!r} is damaged: {type(error).__name__} {error}") from None
@@ -78,28 +78,6 @@ def _curves(record: Mapping[str, Any]) -> list[Markup]:
         )  # fmt: skip
         out.append(Markup(svg))
     return out
-
-
-def _intervals(record: Mapping[str, Any]) -> list[Markup]:
-    """The endpoints as forest plots: differences, shares and ratios each on a scale of their own."""
-    groups: dict[tuple[bool, bool], list[tuple[str, float, float, float]]] = {}
-    for e in record["endpoints"]:
-        scale = (bool(e.get("ratio")), _percent(record, e["metric"]) and not e.get("ratio"))
-        label = f"{e['name']} ({e['role']})"
-        groups.setdefault(scale, []).append((label, *_numbers([e["estimate"], e["low"], e["high"]])))  # type: ignore[arg-type]
-    return [
-        Markup(
-            interval_chart(
-                rows,
-                title="ratios" if ratio else "differences",
-                x_label="positive is better, in the metric's better direction" if not ratio else "1 is no effect",
-                percent=percent,
-                zero=1.0 if ratio else 0.0,
-                width=WIDTH,
-            )
-        )
-        for (ratio, percent), rows in groups.items()
-    ]
 
 
 def _percent(record: Mapping[str, Any], metric: str) -> bool:

@@ -8,65 +8,22 @@ chats, or, without one, what the world's own oracle writes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from etude.curation.examples import Examples, completion
-from etude.experience.batch import By
-from etude.experience.errors import UserError
-from etude.learning.learner import Optim, Seat
-from etude.learning.loops import examples, fit
-from etude.learning.setting import Setting, named
+from etude.learning.imitation import Imitation, imitate
+from etude.learning.setting import Setting
 from etude.methods.method import Method
 from etude.objectives.nll import NLL
-from etude.worlds.data import load_examples
-from etude.worlds.oracles import load_oracle
 
 
 @dataclass(frozen=True)
-class SFT:
+class SFT(Imitation):
     """SFT's hyperparameters."""
-
-    steps: int = 200  # updates
-    batch: int = 32  # demonstrations an update
-    data: str | None = None  # .jsonl or .parquet; None: the world's oracle demonstrates
-    columns: tuple[str, ...] = ()  # ours=theirs, e.g. prompt=question
-    demonstrations: int = 2000  # how many the oracle writes
-    style: str = "plain"  # of the oracle's demonstrations
-    normalise: By = "token"  # what the loss is a mean over
-    optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, schedule="cosine", warmup=0.05))
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "demonstrations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 def train(s: Setting, config: SFT) -> None:
     """One `fit` over the demonstrations, in epochs."""
-    data = from_file(s, config) if config.data else from_oracle(s, config)
-    source = examples(data, config.batch, s.run)
-    seat = Seat(s.policy, config.optim, config.steps)
-    fit(s.run, seat, source, NLL(), config.steps, by=config.normalise, watch=s.watch)
-
-
-def from_file(s: Setting, config: SFT) -> Examples:
-    """The rows of a data file."""
-    assert config.data is not None
-    loaded = load_examples(config.data, "completion", named(config.columns, "column"))
-    return Examples([completion(s.policy.tokenizer, e.prompt, e.completion, s.policy.limit) for e in loaded])
-
-
-def from_oracle(s: Setting, config: SFT) -> Examples:
-    """What the world's oracle writes for training problems."""
-    oracle = load_oracle(s.world)
-    if config.style not in oracle.styles:
-        raise UserError(f"style must be one of {', '.join(oracle.styles)}, not {config.style!r}")
-    rows = []
-    for i in range(config.demonstrations):
-        problem = s.world.problem("train", i)
-        text = oracle.demonstrate(problem, config.style, s.run.keys.at("demonstrate", problem.id))
-        rows.append(completion(s.policy.tokenizer, problem.prompt, text, s.policy.limit))
-    return Examples(rows)
+    imitate(s, config, NLL())
 
 
 METHOD = Method("sft", SFT, train, start="random")

@@ -15,13 +15,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from etude.acting.sample import sample
-from etude.curation.examples import Examples, completion, demonstration, pairs
+from etude.curation.examples import Examples, completion, only_row, pairs
 from etude.experience.batch import Batch
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.protocols import Clock
 from etude.experience.rows import Row
-from etude.experience.types import Trajectory
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import examples, fit
 from etude.learning.setting import Setting, named
@@ -92,8 +91,8 @@ def own_pairs(s: Setting, config: DPO) -> Examples:
         right = [m for m in group.members if m.correct]
         wrong = [m for m in group.members if not m.correct]
         for good, bad in list(zip(right, wrong, strict=False))[: config.pairs_each]:
-            chosen.append(_only_row(good))
-            rejected.append(_only_row(bad))
+            chosen.append(only_row(good))
+            rejected.append(only_row(bad))
     s.run.keep(groups, [0 < g.solved < 1 for g in groups])
     s.run.log({"accuracy": sum(g.solved for g in groups) / len(groups), "pairs": float(len(chosen))})
     if not chosen:
@@ -101,16 +100,6 @@ def own_pairs(s: Setting, config: DPO) -> Examples:
             f"none of {config.problems} problems got both a right and a wrong answer: ask more, or start elsewhere"
         )
     return pairs(chosen, rejected)
-
-
-def _only_row(answer: Trajectory) -> Row:
-    rows = demonstration(answer)
-    if len(rows) != 1:
-        raise UserError(
-            f"problem {answer.problem.id}: an answer whose context was cut fills {len(rows)} rows and cannot be in a "
-            "pair: allow a longer context"
-        )
-    return rows[0]
 
 
 METHOD = Method("dpo", DPO, train)

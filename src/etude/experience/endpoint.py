@@ -55,15 +55,16 @@ class Endpoint:
     """A server by its URL, with or without `/v1`. Every method raises UserError, in one line, where the server cannot
     be reached, does not answer in `timeout` seconds, refuses the key, or fails for good.
 
-    Raises UserError for a URL that is none, and where httpx is not installed.
+    `options` is what the options are called that a refusal names. Raises UserError for a URL that is none, and where
+    httpx is not installed.
     """
 
-    def __init__(self, url: str, key: str | None = None, timeout: float = 600.0) -> None:
+    def __init__(self, url: str, key: str | None = None, timeout: float = 600.0, options: str = "server") -> None:
         try:
             import httpx
         except ImportError:
-            raise missing("httpx", "server", "acting through a server") from None
-        self.url, self.timeout = base_url(url), timeout
+            raise missing("httpx", "server", f"a {options} over HTTP") from None
+        self.url, self.timeout, self.options = base_url(url), timeout, options
         self._key = key
         self._http = httpx
         self._trust = httpx.create_ssl_context()  # once: reading the certificates takes longer than a short answer
@@ -80,7 +81,7 @@ class Endpoint:
         if name is None:
             own = [m for m in found.values() if m.parent is None]
             if len(own) != 1:
-                raise UserError(f"{self} serves {names}: name the model with --server.model")
+                raise UserError(f"{self} serves {names}: name the model with --{self.options}.model")
             return own[0]
         if name not in found:
             raise UserError(f"{self} has no model {name!r}: it serves {names}")
@@ -166,7 +167,7 @@ class Endpoint:
                 response = await client.request(method, self.url + path, json=body)
             except (http.ReadTimeout, http.WriteTimeout):
                 raise UserError(
-                    f"{self} did not answer {path} within {self.timeout:g} s: lower --server.concurrency"
+                    f"{self} did not answer {path} within {self.timeout:g} s: lower --{self.options}.concurrency"
                 ) from None
             except http.RequestError as error:
                 failure = f"cannot be reached ({self._plain(error) or type(error).__name__})"
