@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from etude.acting.agent import PolicyAgent
+from etude.acting.modes import Moded
 from etude.curation.traces import FINAL, joined, parse
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.protocols import Clock, Limits
 from etude.experience.store import Store
-from etude.experience.types import Author
 from etude.methods.api import resume, train
-from etude.methods.demonstrations.dualformer import Dualformer, Moded, Randomised, Traced, exchanged
+from etude.methods.demonstrations.dualformer import Dualformer, Randomised, Traced, exchanged
 from etude.policies.lm import LM
 from etude.policies.tokenizers import CharTokenizer
 from etude.policies.transformer import Shape
@@ -39,7 +39,7 @@ def shown(i, world=WORLD, tokenizer=TOKENS):
 
 
 def at_level(level, clause_drop=0.3, **more):
-    return Randomised(TOKENS, [float(k == level) for k in range(5)], clause_drop, 1024, **more)
+    return Randomised(TOKENS, [float(k == level) for k in range(5)], clause_drop, **more)
 
 
 def split(trace):
@@ -75,7 +75,7 @@ def test_the_plan_is_taught_alike_at_every_level_and_the_loss_covers_the_target_
 
 
 def test_the_law_is_drawn_from_and_levels_are_drawn_anew_at_every_visit():
-    row = Randomised(TOKENS, PAPER, 0.3, 1024)
+    row = Randomised(TOKENS, PAPER, 0.3)
     one = shown(0)
     drawn = [row(one, Keys(0).at("visit", i, 0)) for i in range(3000)]
     shares = np.bincount([int(r.info["level"]) for r in drawn], minlength=5) / 3000
@@ -123,12 +123,6 @@ def test_traces_of_other_problems_keep_prompt_and_plan():
         exchanged(data[:1])
 
 
-def test_a_demonstration_longer_than_the_context_is_refused():
-    row = Randomised(TOKENS, (0, 0, 0, 0, 1), 0.3, 40)
-    with pytest.raises(UserError, match="longer than the policy's context of 40"):
-        row(shown(0), Keys(0))
-
-
 # --- limits ------------------------------------------------------------------------------------------
 
 
@@ -147,49 +141,6 @@ def test_levels_1_and_2_leave_a_chain_of_thought_whole(tmp_path):
             for i, law in enumerate([(1, 0, 0, 0, 0), (0, 0.5, 0.5, 0, 0), (0, 0, 0, 1, 0)])]  # fmt: skip
     assert same(weights(runs[0]), weights(runs[1]))
     assert not same(weights(runs[0]), weights(runs[2]))
-
-
-# --- modes ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def policy():
-    shape = Shape(TOKENS.size, 16, 1, heads=2, kv_heads=1, head_dim=8, ffn=32, limit=128)
-    return LM(shape, TOKENS, Keys(0).torch())
-
-
-@pytest.mark.parametrize(("mode", "first"), [("fast", ">"), ("slow", "+")])
-def test_the_first_token_is_forced_and_only_that(policy, mode, first):
-    agent = PolicyAgent(policy, limits=Limits(max_tokens=6))
-    problems = [WORLD.problem("test", i) for i in range(5)]
-    groups = Moded(mode)({"actor": agent}, problems, 3, WORLD.score, Clock(0, 1), Keys(0))
-    assert [len(g.members) for g in groups] == [3] * 5
-    for member in (m for g in groups for m in g.members):
-        assert member.text.startswith(first)
-        (call,) = member.calls
-        assert call.author.tolist() == [Author.GIVEN] + [Author.SELF] * (len(call.out) - 1)
-        assert (member.outcome.parts["trace"] == 0) == (mode == "fast")  # no trace may follow a plan
-        assert member.tokens() == len(call.out) - 1
-
-
-def test_a_world_whose_answers_have_no_modes_is_refused():
-    from etude.worlds.chain import ChainWorld
-
-    world = ChainWorld()
-    agent = PolicyAgent(load_policy(TINY))
-    with pytest.raises(UserError, match="does not say whether a trace follows"):
-        Moded("fast")({"actor": agent}, [world.problem("test", 0)], 1, world.score, Clock(0, 1), Keys(0))
-
-
-@pytest.mark.parametrize("act", ["fast", "slow"])
-def test_modes_are_acting_plugs(act, tmp_path):
-    options = {**{k: v for k, v in MAZE.items() if k not in ("batch", "demonstrations")}, "problems": 2, "members": 2}
-    run = train("group-rl", out=tmp_path / "r", act=act, base=False, **options)
-    with Store(run.folder, read_only=True) as store:
-        texts = {t["text"][0] for t in store.trajectories()}
-    assert texts == {{"fast": ">", "slow": "+"}[act]}
-    with pytest.raises(UserError, match="does not say whether a trace follows"):
-        train("group-rl", out=tmp_path / "s", act=act, base=False, **{**options, "world": "chain_sum"})
 
 
 # --- runs ------------------------------------------------------------------------------------------------
