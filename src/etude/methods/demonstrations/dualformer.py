@@ -192,8 +192,8 @@ SHORTER = 4 / 3  # a quarter fewer tokens
 CLAIM = Claim(
     says="Taught on 200 mazes with as many updates, a model that saw randomly dropped traces searches in fewer tokens "
     "than one that saw complete traces, with plans no worse, both when asked to be slow and when left alone; asked to "
-    "be fast, its plans are better than those of a model that saw plans alone. Not so with traces of other mazes, with "
-    "as many tokens dropped at random places, or, for fast plans, without examples that have no trace.",
+    "be fast, its plans are better than those of a model that saw plans alone. Traces of other mazes, as many tokens "
+    "dropped at random places, and, for fast plans, no examples without a trace make worse plans.",
     arms=(
         Arm("dualformer", "dualformer", {"law": LAW}),
         Arm("complete-trace", "dualformer", {"law": (1.0, 0.0, 0.0, 0.0, 0.0)}, role="baseline"),
@@ -234,7 +234,7 @@ CLAIM = Claim(
         Endpoint("slow, over tokens dropped at random", "vanish", "slow", ("dualformer", "scattered"), 0.05),
         Endpoint("fast, over no examples without trace", "vanish", "fast", ("dualformer", "complete-trace"), 0.05),
     ),
-    minutes=3.5,
+    minutes=2.0,
 )
 
 METHOD = Method("dualformer", Dualformer, train, start="random", claim=CLAIM)
