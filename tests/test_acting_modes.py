@@ -44,7 +44,7 @@ def test_the_first_token_is_forced_and_only_that(policy, mode, first):
 def test_a_world_whose_answers_have_no_modes_is_refused():
     world = ChainWorld()
     agent = PolicyAgent(load_policy(TINY))
-    with pytest.raises(UserError, match="does not say whether a trace follows"):
+    with pytest.raises(UserError, match="must say whether a trace follows"):
         Moded("fast")({"actor": agent}, [world.problem("test", 0)], 1, world.score, Clock(0, 1), Keys(0))
 
 
@@ -56,5 +56,5 @@ def test_modes_are_acting_plugs(act, tmp_path):
     with Store(run.folder, read_only=True) as store:
         texts = {t["text"][0] for t in store.trajectories()}
     assert texts == {{"fast": ">", "slow": "+"}[act]}
-    with pytest.raises(UserError, match="does not say whether a trace follows"):
+    with pytest.raises(UserError, match="must say whether a trace follows"):
         train("group-rl", out=tmp_path / "s", act=act, base=False, **{**options, "world": "chain_sum"})

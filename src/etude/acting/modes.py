@@ -19,6 +19,7 @@ from etude.experience.protocols import Acting, Agent, Clock, Limits, Roles, Scor
 from etude.experience.types import Call, Group, Ids, Law, Problem
 
 Mode = Literal["fast", "slow"]
+MODELESS = "what an answer begins with must say whether a trace follows, as in a world of searches, such as grid_maze"
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,17 @@ class Moded:
 
     def _beginning(self, problem: Problem) -> str:
         if "modes" not in problem.meta:
-            raise UserError(
-                f"problem {problem.id}: the first token of an answer does not say whether a trace follows, so it "
-                f"cannot be asked for a {self.mode} one: use a world of searches, such as grid_maze"
-            )
+            raise UserError(f"problem {problem.id} cannot be asked for a {self.mode} answer: {MODELESS}")
         return str(problem.meta["modes"][self.mode])
 
 
-@register("acting", "fast", gives=GIVES)
+@register("acting", "fast", needs={"modes"}, gives=GIVES, why=MODELESS)
 def fast() -> Acting:
     """Straight to the plan: its first token is forced."""
     return Moded("fast")
 
 
-@register("acting", "slow", gives=GIVES)
+@register("acting", "slow", needs={"modes"}, gives=GIVES, why=MODELESS)
 def slow() -> Acting:
     """First a search: the first token of its trace is forced."""
     return Moded("slow")
