@@ -265,7 +265,9 @@ def test_a_job_is_known_by_all_that_decides_its_run():
     assert len({job.digest, *(o.digest for o in others)}) == 7
 
 
-@pytest.mark.parametrize("place", [{"policy": "x"}, {"world": "x"}, {"data": "x"}, {"reward": ("x:f",)}])
+@pytest.mark.parametrize(
+    "place", [{"policy": "x"}, {"world": "x"}, {"chosen": "x"}, {"reward": ("x:f",)}, {"judge": {"who": "x"}}]
+)
 def test_a_job_is_known_by_the_files_it_reads(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "x"

@@ -169,6 +169,7 @@ def test_an_answer_without_a_verdict_is_refused():
         ({"credit": "rloo"}, "objective 'nft' cannot be used with advantage, which credit 'rloo' gives: it weighs "
                              "right and wrong answers itself"),
         ({"selector": "all"}, "objective 'nft' cannot be used with tied, which selector 'all' gives"),
+        ({"selector": "varied"}, "objective 'nft' cannot be used with tied, which selector 'varied' gives"),
         ({"act": "best-of-n"}, "objective 'nft' takes ratios of log-probabilities, but acting 'best-of-n'"),
         ({"curriculum": "sec"}, "curriculum 'sec' needs advantage, which nothing here gives: its arms are paid"),
     ],

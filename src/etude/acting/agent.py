@@ -43,7 +43,7 @@ class PolicyAgent:
     ) -> list[Call]:
         """Continues each context; see `engine.generate`, and `fill` for a policy that looks both ways. The agent's own
         limits and law hold where none are given, and its own hooks are asked before `hooks`."""
-        if not getattr(self.policy, "causal", True):
+        if not self.policy.causal:
             return Filler(self).generate(contexts, keys, limits, law, hooks)
         return generate(
             self.policy,

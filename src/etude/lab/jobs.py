@@ -65,10 +65,11 @@ class Job:
         return blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=6).hexdigest()
 
     def _files(self) -> list[str]:
-        """What the files and folders hold that the options and the starting policy name."""
-        rewards = [reward.split(":")[0] for reward in self.options.get("reward", ())]
-        named = [self.policy, self.options.get("world"), self.options.get("data"), *rewards]
-        return [_content(Path(name)) for name in named if isinstance(name, str) and Path(name).exists()]
+        """What the files hold that any option names, FILE:NAME included, and the folder of the starting policy."""
+        files = [path for text in _texts(self.options) for path in (Path(text), Path(text.split(":")[0]))]
+        found = [_content(path) for path in dict.fromkeys(files) if path.is_file()]
+        folder = isinstance(self.policy, str) and Path(self.policy).is_dir()
+        return [*found, _content(Path(str(self.policy)))] if folder else found
 
     def folder(self, home: Path) -> Path:
         """Its run directory."""
@@ -77,6 +78,18 @@ class Job:
     def finished(self, home: Path) -> bool:
         """Whether it has been run to its end: the policy is the last thing a run writes."""
         return (self.folder(home) / "policy").is_dir()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in an option, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, Sequence):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _content(path: Path) -> str:

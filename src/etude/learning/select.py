@@ -21,7 +21,7 @@ class Mixed:
         return 0.0 < group.solved < 1.0
 
 
-@register("selector", "varied")
+@register("selector", "varied", gives={"tied"})  # verdicts may be, where rewards are not
 class Varied:
     """Only groups whose rewards differ, as a reward plug has left them: unlike `mixed`, also one whose members are all
     right and some too long, and none whose right members all are (dynamic sampling of DLER, arXiv 2510.15110)."""
