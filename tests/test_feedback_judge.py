@@ -227,6 +227,9 @@ def test_an_endpoint_that_is_not_there_is_refused_in_a_line(monkeypatch):
         ({"noise": 0.6}, r"noise lies in \[0, 0.5\]"),
         ({"concurrency": 0}, "must be at least 1"),
         ({"who": "http://h:1", "noise": 0.1}, "noise is an option of the judge oracle"),
+        ({"by": "score"}, "by=score is how a policy judges, not oracle"),
+        ({"who": "http://h:1", "by": "score"}, "by=score is how a policy judges"),
+        ({"who": "smollm2", "model": "m"}, "model is an option of an endpoint, not of smollm2"),
     ],
 )
 def test_judges_that_cannot_be(options, said):

@@ -498,6 +498,9 @@ def test_an_endpoint_judges(common, tmp_path):
     ("options", "said"),
     [
         ({"judge": {"who": "nobody"}}, "unknown policy 'nobody'"),
+        ({"judge": {"whom": "oracle"}}, "unknown option 'judge.whom': did you mean judge.who"),
+        ({"admit": "students"}, "option admit takes one of all, teacher, spin"),
+        ({"etta": 1.0}, "unknown option 'etta': did you mean eta"),
         ({"judge": {"who": "http://127.0.0.1:9"}}, "cannot be reached"),
         ({"teacher": "no/such/teacher"}, "no policy at no/such/teacher"),
         ({"teacher": "oracle:plain"}, "has no oracle"),

@@ -65,6 +65,10 @@ class Judging:
             raise UserError(f"concurrency and tokens must be at least 1, not {self.concurrency} and {self.tokens}")
         if self.who != "oracle" and self.noise:
             raise UserError(f"noise is an option of the judge oracle, not of {self.who}")
+        if self.by == "score" and (self.who == "oracle" or self.url):
+            raise UserError(f"by=score is how a policy judges, not {self.who}")
+        if self.model is not None and not self.url:
+            raise UserError(f"model is an option of an endpoint, not of {self.who}")
 
     @property
     def url(self) -> bool:
