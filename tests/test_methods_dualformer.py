@@ -1,12 +1,10 @@
 """Dualformer: what a visit teaches, its limits (Searchformer, solutions only), modes, data of all kinds, resume."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from etude.acting.agent import PolicyAgent
 from etude.acting.modes import Moded
@@ -23,6 +21,7 @@ from etude.policies.transformer import Shape
 from etude.policies.zoo import load_policy, save_policy
 from etude.worlds.maze import MazeWorld
 from etude.worlds.oracles import step_oracle
+from runs import Cut, Cutter, same, weights
 from test_policies_tokenizers import words_tokenizer
 
 PAPER = (0.45, 1 / 6, 1 / 6, 1 / 6, 0.05)
@@ -45,14 +44,6 @@ def at_level(level, clause_drop=0.3, **more):
 def split(trace):
     parts = [joined([c for c in trace if (c.tag in FINAL) == final]) for final in (False, True)]
     return parts[0], parts[1]
-
-
-def weights(run):
-    return load_file(Path(run.folder) / "policy" / "model.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
 # --- what a visit teaches --------------------------------------------------------------------------
@@ -144,22 +135,6 @@ def test_levels_1_and_2_leave_a_chain_of_thought_whole(tmp_path):
 
 
 # --- runs ------------------------------------------------------------------------------------------------
-
-
-class Cut(Exception):
-    """Ends a run, as a kill would."""
-
-
-class Cutter:
-    """Cuts at the n-th committed step."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def step(self, clock, metrics, run):
-        self.left -= 1
-        if self.left == 0:
-            raise Cut
 
 
 @pytest.mark.parametrize("control", ["none", "other", "scattered"])

@@ -61,10 +61,11 @@ class PolicyAgent:
 
 @dataclass(frozen=True)
 class Under:
-    """An agent under another law than its own."""
+    """An agent under another law than its own, with hooks that are asked before others."""
 
     agent: Agent
-    law: Law
+    law: Law | None = None
+    hooks: tuple[Hook, ...] = ()
 
     @property
     def name(self) -> str:
@@ -87,7 +88,7 @@ class Under:
         law: Law | None = None,
         hooks: Sequence[Hook] = (),
     ) -> list[Call]:
-        return self.agent.generate(contexts, keys, limits, law or self.law, hooks)
+        return self.agent.generate(contexts, keys, limits, law or self.law, (*self.hooks, *hooks))
 
 
 def greedily(act: Acting) -> Acting:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from etude.acting.hooks import Force, Hook, When, Writing
+from etude.acting.agent import Under
+from etude.acting.hooks import Force, When, Writing
 from etude.acting.sample import GIVES, answers
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.plugs import register
-from etude.experience.protocols import Acting, Agent, Clock, Limits, Roles, Score, Tokenizer
-from etude.experience.types import Call, Group, Ids, Law, Problem
+from etude.experience.protocols import Acting, Clock, Roles, Score
+from etude.experience.types import Group, Ids, Problem
 
 Mode = Literal["fast", "slow"]
 MODELESS = "what an answer begins with must say whether a trace follows, as in a world of searches, such as grid_maze"
@@ -32,8 +33,8 @@ class Moded:
         self, roles: Roles, problems: Sequence[Problem], n: int, score: Score, clock: Clock, keys: Keys
     ) -> list[Group]:
         actor = roles["actor"]
-        begun = _Begun(actor, [actor.tokenizer.encode(self._beginning(p)) for p in problems for _ in range(n)])
-        drawn = answers({**roles, "actor": begun}, problems, n, 1, score, keys)
+        begun = Begun([actor.tokenizer.encode(self._beginning(p)) for p in problems for _ in range(n)])
+        drawn = answers({**roles, "actor": Under(actor, hooks=(begun,))}, problems, n, 1, score, keys)
         return [Group(problem, members) for problem, members in zip(problems, drawn, strict=True)]
 
     def _beginning(self, problem: Problem) -> str:
@@ -55,38 +56,11 @@ def slow() -> Acting:
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """An agent whose row i must begin with `beginnings[i]`, int32 tokens that count as given; fulfils `Agent` for one
-    call of `generate`."""
+class Begun:
+    """A hook: row i of a call must begin with `beginnings[i]`, int32 tokens that count as given."""
 
-    agent: Agent
     beginnings: Sequence[Ids]
-
-    @property
-    def name(self) -> str:
-        return self.agent.name
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.agent.tokenizer
-
-    @property
-    def limit(self) -> int:
-        return self.agent.limit
-
-    @property
-    def when(self) -> When:
-        return When(counts=frozenset({0}))
-
-    def generate(
-        self,
-        contexts: Sequence[Ids],
-        keys: Sequence[Keys],
-        limits: Limits | None = None,
-        law: Law | None = None,
-        hooks: Sequence[Hook] = (),
-    ) -> list[Call]:
-        return self.agent.generate(contexts, keys, limits, law, (self, *hooks))
+    when: ClassVar[When] = When(counts=frozenset({0}))
 
     def __call__(self, row: Writing) -> Force:
         return Force(self.beginnings[row.row].tolist())
