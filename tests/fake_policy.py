@@ -35,6 +35,7 @@ class FakeOutputs:
 class FakePolicy(nn.Module):
     tokenizer = SimpleNamespace(size=11)
     limit = 1000
+    causal = True
     device = torch.device("cpu")
 
     def __init__(self, vocab: int = 11, width: int = 6, seed: int = 0) -> None:

@@ -14,8 +14,6 @@ from etude.experience.meter import Meter
 from etude.experience.protocols import Clock, Limits
 from etude.experience.rows import example
 from etude.experience.types import GREEDY, RAW, Author, Law
-from etude.learning.group_rl import GroupRL, compose
-from etude.methods.catalog import load_parts
 from etude.policies.lm import LM
 from etude.policies.tokenizers import CharTokenizer
 from etude.policies.transformer import Shape
@@ -237,7 +235,7 @@ def test_as_a_strategy_it_answers_problems():
     [
         (
             {"policy": small_lm()},
-            "acting 'fill' needs a policy that looks both ways; this one sees only what is before",
+            "filling needs a policy that looks both ways; this one sees only what is before",
         ),
         ({"limits": Limits(30)}, "prompt 1 has 16 tokens, which with 30 to fill is more than the policy's limit of 40"),
         ({"limits": Limits(0)}, "max_tokens 0 is below 1"),
@@ -255,9 +253,7 @@ def test_what_cannot_be_filled_is_one_line(change, said):
 def test_a_tokenizer_without_a_mask_token_is_refused():
     policy = small_lm().look_both_ways()
     policy.tokenizer.mask = None
-    with pytest.raises(
-        UserError, match="acting 'fill' needs a mask token, which this policy's tokenizer does not have"
-    ):
+    with pytest.raises(UserError, match="filling needs a mask token, which this policy's tokenizer does not have"):
         fill(policy, CONTEXTS[:1], KEYS[:1], Limits(2))
 
 
@@ -273,14 +269,8 @@ def test_hooks_servers_and_bad_options_are_refused():
     agent = PolicyAgent(POLICY, "actor", RAW, CANVAS)
     with pytest.raises(UserError, match="hooks and logits processors need text that grows from left to right"):
         agent.generate(CONTEXTS, KEYS, hooks=(object(),))
-    with pytest.raises(UserError, match="acting 'fill' needs the actor's own forward pass"):
+    with pytest.raises(UserError, match="filling needs the actor's own forward pass"):
         Filler(object())
     for bad in ({"block": -1}, {"at_once": 0}, {"rule": "best"}):
         with pytest.raises(UserError, match="fill: "):
             Fill(**bad)
-
-
-def test_ratios_to_what_was_filled_are_refused():
-    load_parts()
-    with pytest.raises(UserError, match="acting 'fill' selects or bends its samples"):
-        compose(GroupRL(act="fill", objective="grpo"), law_raw=True)

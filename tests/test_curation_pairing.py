@@ -5,8 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etude.curation.examples import pairs as linked
-from etude.curation.pairing import differing, of_links, pairs, same_tokens, with_info, with_older
+from etude.curation.examples import pairs as pair_rows
+from etude.curation.pairing import (
+    differing,
+    linked,
+    of_links,
+    pairs,
+    repetitive,
+    same_tokens,
+    unlike,
+    with_info,
+    with_older,
+)
 from etude.experience.batch import pack
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
@@ -74,13 +84,49 @@ def test_every_pair_that_keeps_its_margin_is_there_and_no_other(value, margin):
     assert gaps == sorted(gaps, reverse=True)
 
 
+@given(st.lists(st.sampled_from("abc"), max_size=6), st.integers(1, 4), st.integers(0, 9))
+def test_unlike_items_are_paired_once_each(items, most, seed):
+    found, copies = unlike(items, most, Keys(seed))
+    kinds = len(set(items))
+    assert copies == len(items) - kinds
+    assert len(found) == min(most, kinds * (kinds - 1) // 2)
+    sides = {frozenset((items[i], items[j])) for i, j in found}
+    assert len(sides) == len(found)
+    assert all(len(s) == 2 for s in sides)
+
+
+def test_picked_pairs_are_linked_with_their_values_and_counted():
+    rows = [[example([1], [10 * p + i], reward=9.0) for i in range(3)] for p in range(3)]
+    values = [np.array([0.9, 0.5, 0.1])] * 3
+    data, counts = linked(rows, values, [([(0, 2), (0, 1)], 1), ([], 2), ([(1, 2)], 0)])
+    assert counts == {"pairs": 3.0, "identical": 3.0, "skipped": 1.0}
+    batch = pack(data.rows, data.links)
+    assert batch.actions["target"].tolist() == [0, 2, 0, 1, 21, 22]
+    assert batch.row["value"].tolist() == pytest.approx([0.9, 0.1, 0.9, 0.5, 0.5, 0.1])
+    assert [link.roles for link in data.links] == [("chosen", "rejected")] * 3
+    assert linked(rows, values, [([], 0)] * 3) == (None, {"pairs": 0.0, "identical": 0.0, "skipped": 3.0})
+
+
+def test_an_answer_is_repetitive_where_most_of_its_4_grams_came_before():
+    def said(text):
+        return repetitive(example([1, 2], [ord(c) for c in text]))
+
+    assert said("ab" * 8)
+    assert not said("abcdefghijklmnop")
+    assert not said("aaaa")  # short
+    assert not said("a" * 15)
+    assert said("a" * 16)
+    assert not said("abcdefgh" * 2)  # 5 of 13 4-grams came before
+    assert said("abcdefgh" * 3)  # 13 of 21
+
+
 # --- replay --------------------------------------------------------------------------------------
 
 
 def round_of(name, count):
     """`count` pairs whose tokens tell them and their round apart."""
     good = [example([1, name], [10 + i, 3], of=float(name)) for i in range(count)]
-    return linked(good, [example([1, name], [10 + i, 4], of=float(name)) for i in range(count)])
+    return pair_rows(good, [example([1, name], [10 + i, 4], of=float(name)) for i in range(count)])
 
 
 def test_older_pairs_have_30_and_15_percent_of_a_round():

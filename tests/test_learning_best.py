@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from etude.experience.errors import UserError
-from etude.learning.best import VALIDATION, Best, held_back, validation
+from etude.learning.best import VALIDATION, Best, held_back, keep_best, validation
 from etude.learning.run import Run
 from etude.learning.setting import Common, Setting
 from small import Echo, small_lm, weights_of
@@ -123,3 +123,16 @@ def test_validation_is_the_mean_reward_by_the_same_draws_every_time_and_costs_th
     assert measure() != first
     s.score = lambda problem, text: Echo(slack=9).score(problem, "no digit")
     assert validation(s, held)() == 0.0
+
+
+@pytest.mark.parametrize("count", [40, 0])
+def test_looking_keeps_the_best_and_does_nothing_without_problems(count, made):
+    s = made(Echo(slack=9))
+    start = weights_of(s.policy)
+    look, restore = keep_best(s, [s.world.problem("train", i) for i in range(count)])
+    look(0)
+    moved(s.policy, 0.5)
+    s.score = lambda problem, text: Echo(slack=9).score(problem, "no digit")
+    look(1)  # worse
+    restore()
+    assert same(weights_of(s.policy), start) == (count > 0)

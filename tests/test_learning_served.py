@@ -15,6 +15,7 @@ from etude.experience.types import Law
 from etude.feedback.score import score
 from etude.methods.api import resume, train
 from etude.policies.zoo import save_policy
+from runs import Cut, Cutter
 from served_model import ServedModel, serving
 from small import small_lm
 
@@ -35,20 +36,6 @@ class Recording(ServedModel):
         answer = await super().load(request)
         self.versions.update({n: p for n, p in self.policies.items() if n != "base"})
         return answer
-
-
-class Cut(Exception):
-    """The run was cut."""
-
-
-class Cutter:
-    def __init__(self, at):
-        self.left = at
-
-    def step(self, clock, metrics, run):
-        self.left -= 1
-        if self.left == 0:
-            raise Cut
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from etude.methods.api import resume, train
 from etude.policies.adapters import adapted
 from etude.policies.lm import LM
 from etude.policies.zoo import load_policy, save_policy
+from runs import Cut, Cutter, logged, same, weights
 from small import small_lm
 
 STEPS = {"steps": 3}
@@ -56,42 +57,9 @@ def common(start, echo):
     return {"world": echo, "policy": start, "max_tokens": 1, "eval_problems": 8, "checkpoint_every": 2}
 
 
-def weights(run):
-    return load_file(Path(run.folder) / "policy" / "model.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
-
-
-def logged(run):
-    with Store(run.folder, read_only=True) as store:
-        metrics = {n: (m.stage.tolist(), m.step.tolist(), m.value.tolist()) for n, m in store.metrics().items()}
-        evaluations = [(e["stage"], e["step"], e["metric"], e["value"]) for e in store.evaluations()]
-        texts = [(t["stage"], t["step"], t["text"], t["reward"], t["kept"]) for t in store.trajectories(limit=None)]
-        meters = [{**s["meter"], "seconds": 0} for s in store.steps()]
-    return json.dumps([metrics, evaluations, texts, meters])
-
-
 def source(slug, common):
     """SFT needs a world with an oracle."""
     return {**common, **CHAIN} if slug == "sft" else common
-
-
-class Cut(Exception):
-    """Ends a run, as a kill would."""
-
-
-class Cutter:
-    """Cuts at the n-th committed step."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def step(self, clock, metrics, run):
-        self.left -= 1
-        if self.left == 0:
-            raise Cut
 
 
 @pytest.mark.parametrize("slug", CONFIGS)
@@ -206,7 +174,8 @@ def test_a_reward_function_of_ones_own_is_learnt_and_the_verifier_still_judges(c
 
 def test_an_adapter_learns_and_the_weights_under_it_stay(common, start, tmp_path):
     run = train("grpo", out=tmp_path / "r", **common, **SMALL, lora={"rank": 2})
-    assert same(weights(run), load_file(Path(start) / "model.safetensors"))
+    under = load_file(run.folder / "policy" / "model.safetensors")
+    assert same(under, load_file(Path(start) / "model.safetensors"))
     adapter = load_file(run.folder / "policy" / "adapter" / "adapter_model.safetensors")
     assert any(float(w.abs().max()) > 0 for n, w in adapter.items() if "lora_B" in n)
     assert adapted(load_policy(str(run.folder / "policy")))
@@ -214,7 +183,7 @@ def test_an_adapter_learns_and_the_weights_under_it_stay(common, start, tmp_path
     with pytest.raises(Cut):
         train("grpo", out=folder, reporter=Cutter(3), **common, **SMALL, lora={"rank": 2})
     resumed = resume(folder)
-    assert same(load_file(resumed.folder / "policy" / "adapter" / "adapter_model.safetensors"), adapter)
+    assert same(weights(resumed), weights(run))
     other = train("grpo", out=tmp_path / "s", **common, **SMALL, lora={"rank": 2}, seed=1)
     began = load_file(other.folder / "policy" / "adapter" / "adapter_model.safetensors")
     assert not any(torch.allclose(began[n], w, atol=0.02) for n, w in adapter.items() if "lora_A" in n)

@@ -28,6 +28,7 @@ from etude.objectives.reference import with_reference
 from etude.policies.classifier import Classifier
 from etude.policies.lm import LM
 from etude.policies.zoo import load_policy, save_policy
+from runs import Cut, Cutter, logged, same, weights
 from small import small_lm
 
 BETA = 5.0
@@ -340,22 +341,6 @@ def test_sources_that_are_not_there(options, said, common, tmp_path):
 # --- learning ------------------------------------------------------------------------------------
 
 
-def weights(run):
-    return load_file(Path(run.folder) / "policy" / "model.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
-
-
-def logged(run):
-    with Store(run.folder, read_only=True) as store:
-        metrics = {n: (m.stage.tolist(), m.step.tolist(), m.value.tolist()) for n, m in store.metrics().items()}
-        evaluations = [(e["stage"], e["step"], e["metric"], e["value"]) for e in store.evaluations()]
-        meters = [{**s["meter"], "seconds": 0} for s in store.steps()]
-    return json.dumps([metrics, evaluations, meters])
-
-
 def curve(run, metric):
     with Store(run.folder, read_only=True) as store:
         return [e["value"] for e in store.evaluations(metric)]
@@ -414,22 +399,6 @@ def test_imitation_is_supervised_fine_tuning(common, tmp_path):
     for name, found in weights(a).items():
         assert torch.allclose(found, weights(b)[name], atol=1e-4)
         assert (found - start[name]).abs().max() > 1e-2
-
-
-class Cut(Exception):
-    """Ends a run, as a kill would."""
-
-
-class Cutter:
-    """Cuts at the n-th committed step."""
-
-    def __init__(self, at):
-        self.left = at
-
-    def step(self, clock, metrics, run):
-        self.left -= 1
-        if self.left == 0:
-            raise Cut
 
 
 @pytest.mark.parametrize("at", [2, 8, 12])  # in the fit, after its best step, and once it is over

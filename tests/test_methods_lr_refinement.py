@@ -19,7 +19,7 @@ from etude.learning.learner import Optim, Seat, Term, update
 from etude.methods.api import resume, train
 from etude.methods.scheduling.lr_refinement import METHOD, LRRefinement, NoiseWindow
 from etude.objectives.nll import NLL
-from etude.policies.zoo import load_policy
+from runs import same, weights
 from small import small_lm
 
 SGD = {"algorithm": "sgd", "schedule": "linear", "warmup": 0.0, "clip": 1e9, "lr": 1.0}
@@ -30,14 +30,6 @@ def run(out, slug="lr-refinement", **options):
     shared = {"world": "points", "world_options": WORLD, "policy": "classifier:features=5", "base": False, "steps": 40,
               "batch": 8, "eval_every": 0, "eval_problems": 8, "optim": SGD}  # fmt: skip
     return train(slug, out=out, **{**shared, **options})
-
-
-def weights(run):
-    return {n: p.detach().clone() for n, p in load_policy(str(run.folder / "policy")).named_parameters()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
 def series(run, name, stage):

@@ -9,8 +9,8 @@ from etude.experience.errors import UserError
 from etude.experience.store import Store
 from etude.methods.api import resume, train
 from etude.policies.zoo import load_policy, save_policy
+from runs import Cut, Cutter, same, weights
 from small import small_lm
-from test_methods_baselines import Cut, Cutter
 from test_policies_tokenizers import words_tokenizer
 
 TINY = "tiny:width=16,depth=1,heads=2,ffn=16,limit=32,nodes=10"
@@ -22,14 +22,6 @@ STAR = {
 
 def short(out, **options):
     return train("mlm-u", out=out, **{**STAR, **options})
-
-
-def weights(run):
-    return load_file(run.folder / "policy" / "model.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
 def logged(run, name):

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from etude.methods.reward.dr_grpo import DrGRPO
 from etude.methods.reward.grpo import GRPO
 from etude.methods.reward.rloo import RLOO
 from etude.policies.zoo import save_policy
+from runs import weights
 from small import small_lm
 
 LONGEST = 6  # tokens an answer may have
@@ -69,6 +69,9 @@ class _Empty:
 
     def size(self, split):
         return None
+
+    def problem(self, split, index):
+        return Problem("0", "", "")
 
 
 EMPTY = _Empty()
@@ -203,10 +206,6 @@ def common(tmp_path):
         "world": str(tmp_path / "echo.jsonl"), "policy": str(tmp_path / "start"), "max_tokens": 3, "eval_problems": 4,
         "steps": 2, "problems": 8, "members": 8, "epochs": 2, "out": tmp_path / "run",
     }  # fmt: skip
-
-
-def weights(run):
-    return load_file(Path(run.folder) / "policy" / "model.safetensors")
 
 
 def same(a, b):

@@ -25,7 +25,7 @@ from etude.policies.transformer import Shape
 VOCAB = 97
 TOKENS = CharTokenizer()
 SHAPE = Shape(vocab=VOCAB, width=32, depth=2, heads=4, kv_heads=2, head_dim=8, ffn=48, limit=64)
-LOGITS = frozenset({"logp", "logits"})
+LOGITS = frozenset({"logits"})
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,

@@ -43,7 +43,7 @@ class PolicyAgent:
     ) -> list[Call]:
         """Continues each context; see `engine.generate`, and `fill` for a policy that looks both ways. The agent's own
         limits and law hold where none are given, and its own hooks are asked before `hooks`."""
-        if not getattr(self.policy, "causal", True):
+        if not self.policy.causal:
             return Filler(self).generate(contexts, keys, limits, law, hooks)
         return generate(
             self.policy,
@@ -61,10 +61,11 @@ class PolicyAgent:
 
 @dataclass(frozen=True)
 class Under:
-    """An agent under another law than its own."""
+    """An agent under another law than its own, with hooks that are asked before others."""
 
     agent: Agent
-    law: Law
+    law: Law | None = None
+    hooks: tuple[Hook, ...] = ()
 
     @property
     def name(self) -> str:
@@ -87,7 +88,7 @@ class Under:
         law: Law | None = None,
         hooks: Sequence[Hook] = (),
     ) -> list[Call]:
-        return self.agent.generate(contexts, keys, limits, law or self.law, hooks)
+        return self.agent.generate(contexts, keys, limits, law or self.law, (*self.hooks, *hooks))
 
 
 def greedily(act: Acting) -> Acting:

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from etude.acting import law as laws
-from etude.acting.sample import GIVES, sample
+from etude.acting.sample import sample
 from etude.experience.batch import Batch
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
 from etude.experience.meter import Meter
-from etude.experience.plugs import register
 from etude.experience.protocols import Clock, Limits, Policy, Roles, Score
 from etude.experience.types import RAW, Author, Call, Group, Ids, Law, Problem
 
@@ -32,7 +31,6 @@ Rule = Literal["confidence", "margin", "random"]
 LOGITS = frozenset({"logits"})
 
 
-@register("acting", "fill", gives=GIVES, law="tilted")
 @dataclass(frozen=True)
 class Fill:
     """Samples of an actor that looks both ways, filled in an order of choice.
@@ -43,7 +41,7 @@ class Fill:
 
     block: int = 1  # tokens of a block; 0: the whole canvas
     at_once: int = 1  # tokens that a forward pass fills; a block whose size it does not divide gets as many passes
-    rule: Rule = "confidence"
+    rule: Rule = "confidence"  # which tokens of a block are filled first (see above)
 
     def __post_init__(self) -> None:
         if self.block < 0 or self.at_once < 1:
@@ -78,7 +76,7 @@ class Filler:
 
     def __init__(self, actor: Any, how: Fill | None = None) -> None:
         if getattr(actor, "policy", None) is None:
-            raise UserError("acting 'fill' needs the actor's own forward pass, which a server does not give")
+            raise UserError("filling needs the actor's own forward pass, which a server does not give")
         self.actor, self.how = actor, how or Fill()
         self.name, self.tokenizer, self.limit = actor.name, actor.tokenizer, actor.limit
 
@@ -142,7 +140,7 @@ def fill(
 def hidden_token(policy: Policy, user: str) -> int:
     """The token that hides others from `policy`. Raises UserError where it sees one side alone, or has no such
     token."""
-    if getattr(policy, "causal", True):
+    if policy.causal:
         raise UserError(f"{user} needs a policy that looks both ways; this one sees only what is before a token")
     if policy.tokenizer.mask is None:
         raise UserError(f"{user} needs a mask token, which this policy's tokenizer does not have (mask_token)")
@@ -150,7 +148,7 @@ def hidden_token(policy: Policy, user: str) -> int:
 
 
 def _check(policy: Policy, contexts: Sequence[Ids], limits: Limits) -> None:
-    hidden_token(policy, "acting 'fill'")
+    hidden_token(policy, "filling")
     if limits.max_tokens < 1:
         raise UserError(f"max_tokens {limits.max_tokens} is below 1")
     if limits.stop:
@@ -174,7 +172,7 @@ class _Wave:
         device = policy.device
         shape = (len(contexts), limits.max_tokens)
         self.packed = [torch.from_numpy(np.asarray(c, np.int64)).to(device) for c in contexts]
-        self.canvas = torch.full(shape, hidden_token(policy, "acting 'fill'"), device=device)
+        self.canvas = torch.full(shape, hidden_token(policy, "filling"), device=device)
         self.hidden = torch.ones(shape, dtype=torch.bool, device=device)
         self.raw, self.sampled = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
         self.passes = torch.zeros(shape, dtype=torch.int64, device=device)

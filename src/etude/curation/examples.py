@@ -1,13 +1,13 @@
-"""Fixed training data: rows with their links, drawn in epochs.
+"""Fixed training data: rows with their links, drawn in epochs, or examples that are made anew at every visit.
 
 What a step gets is a pure function of the seed and the step, so there is no position to save.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,38 @@ from etude.experience.protocols import Tokenizer
 from etude.experience.rows import COLUMNS, Row, example
 from etude.experience.rows import rows as rows_of
 from etude.experience.types import Group, Law, Prompt, Trajectory
+
+E = TypeVar("E")
+
+
+def visits(count: int, step: int, size: int, keys: Keys) -> list[tuple[int, int]]:
+    """(unit, epoch) of each of the `size` units of a step: an epoch is a keyed shuffle of all `count` units, and a
+    step that reaches its end goes on in the next."""
+    found: list[tuple[int, int]] = []
+    for position in range(step * size, (step + 1) * size):
+        epoch, offset = divmod(position, count)
+        if not found or offset == 0:
+            order = keys.at("epoch", epoch).numpy().permutation(count)
+        found.append((int(order[offset]), epoch))
+    return found
+
+
+@dataclass(frozen=True)
+class Visited(Generic[E]):
+    """Examples of which `row(example, keys)` makes a row at every visit: what it draws, such as what is left out or
+    hidden, is drawn anew in each epoch."""
+
+    examples: Sequence[E]
+    row: Callable[[E, Keys], Row]
+
+    def __post_init__(self) -> None:
+        if not self.examples:
+            raise UserError("there is nothing to train on: 0 examples")
+
+    def draw(self, step: int, size: int, keys: Keys) -> Batch:
+        """The batch of `size` examples of a step, in epochs; see `visits`."""
+        drawn = visits(len(self.examples), step, size, keys)
+        return pack([self.row(self.examples[i], keys.at("visit", epoch, i)) for i, epoch in drawn])
 
 
 @dataclass(frozen=True)
@@ -37,16 +69,10 @@ class Examples:
         return [link.rows for link in self.links] + [(r,) for r in range(len(self.rows)) if r not in linked]
 
     def draw(self, step: int, size: int, keys: Keys) -> Batch:
-        """The batch of `size` units of a step: an epoch is a keyed shuffle of all units, and a batch
-        that reaches its end goes on in the next."""
+        """The batch of `size` units of a step, in epochs; see `visits`."""
         units = self.units()
         links = {link.rows: link for link in self.links}
-        picked: list[tuple[int, ...]] = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, offset = divmod(position, len(units))
-            if not picked or offset == 0:
-                order = keys.at("epoch", epoch).numpy().permutation(len(units))
-            picked.append(units[order[offset]])
+        picked = [units[i] for i, _ in visits(len(units), step, size, keys)]
         rows: list[Row] = []
         drawn: list[Link] = []
         for unit in picked:

@@ -1,15 +1,18 @@
-"""Preference pairs from scored answers: wide margins, a floor, two sides that differ, and replay of older pairs."""
+"""Preference pairs from valued answers: wide margins, a floor, two sides that differ, and replay of older pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from operator import eq
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from etude.curation.examples import Examples
+from etude.curation.examples import pairs as paired
 from etude.experience.batch import Link
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
@@ -62,6 +65,40 @@ def differing(
     return kept[:most], identical
 
 
+def unlike(items: Sequence[Hashable], most: int, keys: Keys) -> tuple[list[tuple[int, int]], int]:
+    """Pairs of different items, at most `most` of them, drawn from all that there are; as indices, each item by its
+    last copy. And how many items were copies."""
+    different = list({item: i for i, item in enumerate(items)}.values())
+    every = list(combinations(different, 2))
+    return [every[i] for i in keys.numpy().permutation(len(every))[:most]], len(items) - len(different)
+
+
+def linked(
+    rows: Sequence[Sequence[Row]],
+    values: Sequence[NDArray[np.float64]],
+    picked: Sequence[tuple[Sequence[tuple[int, int]], int]],
+) -> tuple[Examples | None, dict[str, float]]:
+    """The pairs (chosen, rejected) that were picked among each problem's rows, every row with its `value` for its only
+    column; None where there are none. And how many: pairs, identical (dropped for equal sides, as `picked` counts
+    them), and skipped, problems that have no pair."""
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for of, value, (found, _) in zip(rows, values, picked, strict=True):
+        for pair in found:
+            for side, i in zip(sides, pair, strict=True):
+                side.append(replace(of[i], info={"value": float(value[i])}))
+    identical, skipped = sum(same for _, same in picked), sum(not found for found, _ in picked)
+    counts = {"pairs": float(len(sides[0])), "identical": float(identical), "skipped": float(skipped)}
+    return paired(*sides) if sides[0] else None, counts
+
+
+def repetitive(row: Row, gram: int = 4) -> bool:
+    """Whether over half of the n-grams (of `gram` tokens) of an answer came before in it; a shorter one than 4 of them
+    never is."""
+    out = row.columns["target"].tolist()
+    grams = [tuple(out[i : i + gram]) for i in range(len(out) - gram + 1)]
+    return len(out) >= 4 * gram and len(set(grams)) < len(grams) / 2
+
+
 def same_tokens(a: Row, b: Row) -> bool:
     """Whether two rows hold the same tokens and learn the same of them."""
     return np.array_equal(a.ids, b.ids) and np.array_equal(a.at, b.at)
@@ -97,6 +134,25 @@ def with_older(new: Examples, older: Sequence[Examples], share: float, keys: Key
     return joined(parts)
 
 
+class PairStore:
+    """The pairs that each round made, for the later ones. State for a run to track."""
+
+    def __init__(self) -> None:
+        self.rounds: list[Examples] = []
+
+    def mixed(self, new: Examples, share: float, keys: Keys) -> Examples:
+        """The pairs of a new round with older ones (see `with_older`); the new are remembered."""
+        found = with_older(new, self.rounds[::-1], share, keys)
+        self.rounds.append(new)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rounds": [r.state_dict() for r in self.rounds]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rounds = [Examples.from_state(r) for r in state["rounds"]]
+
+
 def of_links(data: Examples, links: Sequence[Link]) -> Examples:
     """The examples of these links alone."""
     rows: list[Row] = []
@@ -107,7 +163,7 @@ def of_links(data: Examples, links: Sequence[Link]) -> Examples:
     return Examples(rows, kept)
 
 
-def with_info(data: Examples, columns: dict[str, Sequence[Any]]) -> Examples:
+def with_info(data: Examples, columns: Mapping[str, Sequence[float | str]]) -> Examples:
     """The examples with more row columns, a value a row."""
     rows = [
         replace(row, info={**row.info, **{name: values[i] for name, values in columns.items()}})

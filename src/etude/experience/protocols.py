@@ -206,6 +206,11 @@ class Policy(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only what is before it."""
+        ...
+
     def forward(self, batch: Batch, needs: frozenset[str]) -> Outputs: ...
     def logp(self, batch: Batch) -> Tensor:
         """f32[N] at temperature 1, without gradient."""

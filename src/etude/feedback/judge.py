@@ -26,6 +26,7 @@ from etude.feedback.score import total
 
 Item = tuple[str, str, str, Any]  # context, a, b, extra
 Prefer = Callable[[Problem, str, str], float]  # the probability that the first answer beats the second
+Name = str | int  # of a pair
 Reply = Callable[[Sequence[str]], list[str]]  # what somebody answers to each question
 
 TIE, UNREAD = Verdict(0.5, 0.5), Verdict(0.5, 0.5, parsed=False)
@@ -64,6 +65,10 @@ class Judging:
             raise UserError(f"concurrency and tokens must be at least 1, not {self.concurrency} and {self.tokens}")
         if self.who != "oracle" and self.noise:
             raise UserError(f"noise is an option of the judge oracle, not of {self.who}")
+        if self.by == "score" and (self.who == "oracle" or self.url):
+            raise UserError(f"by=score is how a policy judges, not {self.who}")
+        if self.model is not None and not self.url:
+            raise UserError(f"model is an option of an endpoint, not of {self.who}")
 
     @property
     def url(self) -> bool:
@@ -74,7 +79,7 @@ class Judging:
 @dataclass(frozen=True)
 class About:
     """The `extra` of an item: its problem, and what tells this asking from others of the same pair, which a judge that
-    is not certain may answer otherwise."""
+    draws answers anew (one that is remembered is not asked again)."""
 
     problem: Problem
     asking: str = ""
@@ -104,7 +109,9 @@ class OracleJudge:
         if p == 0.5:
             return TIE
         p += self.noise * (1 - 2 * p)
-        drawn = self.keys.at(about.problem.id, about.asking, a, b).numpy().random()
+        drawn = (
+            self.keys.at(about.problem.id, about.asking, a, b).digest() / 2**128
+        )  # uniform: one number needs no stream
         return Verdict(float(drawn < p), p)
 
 
@@ -224,19 +231,20 @@ class Fair:
 
     def __init__(self, judge: Judge, meter: Meter | None = None, both: bool = True, remember: bool = True) -> None:
         self.judge, self.meter, self.both, self.remember = judge, meter, both, remember
-        self.seen: dict[str, Verdict] = {}
+        self.seen: dict[Name, Verdict] = {}
         self.unparsed = 0
 
     def __call__(self, items: Sequence[Item]) -> list[Verdict]:
         """A verdict for each, of a against b."""
-        names = [_name(item) for item in items]
-        todo: dict[str, Item] = {}
+        names = [_name(item) if self.remember else i for i, item in enumerate(items)]
+        todo: dict[Name, Item] = {}
         for name, (context, a, b, extra) in zip(names, items, strict=True):
             if a != b and name not in self.seen:
                 todo[name] = (context, min(a, b), max(a, b), extra)
-        found = {**self.seen, **dict(zip(todo, self._ask(list(todo.values())), strict=True))}
+        found = dict(zip(todo, self._ask(list(todo.values())), strict=True))
         if self.remember:
-            self.seen = found
+            self.seen |= found
+            found = self.seen
         verdicts = []
         for name, (_, a, b, _) in zip(names, items, strict=True):
             verdicts.append(TIE if a == b else found[name] if a < b else turned(found[name]))
@@ -274,10 +282,9 @@ def _mean(one: Verdict, two: Verdict) -> Verdict:
 
 
 def _name(item: Item) -> str:
-    """Of an asking, whichever answer comes first."""
-    context, a, b, extra = item
-    told = (context, min(a, b), max(a, b), extra.asking if isinstance(extra, About) else "")
-    return blake2b(dumps(told).encode(), digest_size=12).hexdigest()
+    """Of a pair, whichever answer comes first."""
+    context, a, b, _ = item
+    return blake2b(dumps((context, min(a, b), max(a, b))).encode(), digest_size=12).hexdigest()
 
 
 def text_of(prompt: Prompt) -> str:

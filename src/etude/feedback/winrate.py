@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,21 @@ def pooled(values: Floats, answers: Sequence[str]) -> Floats:
     _, of = np.unique(np.asarray(answers, dtype=object), return_inverse=True)
     mean: Floats = np.bincount(of, values) / np.bincount(of)
     return mean[of]
+
+
+def fitted_rewards(met: Iterable[tuple[str, Sequence[str], Floats]]) -> dict[str, dict[str, float]]:
+    """A Bradley-Terry reward for every answer to every question, from all groups (question, answers, wins) that met."""
+    wins: dict[str, Counter[tuple[str, str]]] = {}
+    for question, answers, w in met:
+        of = wins.setdefault(question, Counter())
+        for i, j in permutations(range(len(answers)), 2):
+            of[answers[i], answers[j]] += w[i, j]
+    rewards = {}
+    for question, of in wins.items():
+        known = sorted({one for one, _ in of})
+        matrix = np.array([[of[a, b] * (a != b) for b in known] for a in known])
+        rewards[question] = dict(zip(known, bradley_terry(matrix).tolist(), strict=True))
+    return rewards
 
 
 def bradley_terry(wins: Floats, prior: float = 0.1, steps: int = 50) -> Floats:

@@ -71,7 +71,7 @@ def matrix(steps: int = 2, told: Callable[[int, int], None] = lambda over, of: N
 def refusal(composition: Composition) -> str:
     """Why these parts do not fit, "" if they do."""
     try:
-        compose(GroupRL(**options(composition)), law_raw=True)
+        compose(GroupRL(**options(composition)), law_raw=True, offered={"world"})
     except UserError as error:
         return str(error)
     return ""

@@ -50,6 +50,21 @@ class Best:
         self.score, self.step, self.kept = state["score"], state["step"], state["kept"]
 
 
+def keep_best(s: Setting, problems: Sequence[Problem]) -> tuple[Callable[[int], None], Callable[[], None]]:
+    """What looks at the policy at a step, by validation on `problems`, logs it as `validation` and keeps the best; and
+    what puts the best back. Both do nothing where there are no problems. The run tracks what is kept."""
+    if not problems:
+        return lambda step: None, lambda: None
+    best, measure = s.run.track("best", Best(s.policy)), validation(s, problems)
+
+    def look(step: int) -> None:
+        score = measure()
+        best.hear(score, step)
+        s.run.log({"validation": score})
+
+    return look, best.restore
+
+
 def held_back(s: Setting, count: int, seen: Collection[Prompt]) -> list[Problem]:
     """`count` problems of the training split whose prompts are not among the `seen`: from far beyond those that are
     trained on in an endless world, from the end in a finite one. Raises UserError where there are not so many."""

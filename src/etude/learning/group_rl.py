@@ -6,14 +6,14 @@ the composition is checked before anything runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from etude.experience.batch import By
 from etude.experience.errors import UserError
 from etude.experience.plugs import Kind, Plug, check, plug, register
-from etude.experience.protocols import Limits
+from etude.experience.protocols import Limits, World
 from etude.learning import parts  # noqa: F401  registers the plugs
 from etude.learning.learner import Optim, Seat
 from etude.learning.loops import on_policy
@@ -58,9 +58,9 @@ class GroupRL:
         return {}
 
 
-def compose(config: GroupRL, law_raw: bool) -> dict[Kind, Plug]:
-    """The plugs a config names, checked against one another. Raises UserError in one line, also for an
-    option of a plug that another has replaced."""
+def compose(config: GroupRL, law_raw: bool, offered: Iterable[str] = ("world", "modes")) -> dict[Kind, Plug]:
+    """The plugs a config names, checked against one another and against what a world offers (see `offers`; by default
+    all that any does). Raises UserError in one line, also for an option of a plug that another has replaced."""
     named: dict[Kind, str] = {
         "curriculum": config.curriculum,
         "acting": config.act,
@@ -70,7 +70,7 @@ def compose(config: GroupRL, law_raw: bool) -> dict[Kind, Plug]:
         "objective": config.objective,
     }
     plugs = {kind: plug(kind, named[kind]) for kind in SLOTS}
-    check(list(plugs.values()), law_raw=law_raw, present={"world"})
+    check(list(plugs.values()), law_raw=law_raw, present=offered)
     usual = type(config)().options()
     for (kind, name), given in config.options().items():
         changed = [option for option, value in given.items() if value != usual[kind, name][option]]
@@ -79,9 +79,15 @@ def compose(config: GroupRL, law_raw: bool) -> dict[Kind, Plug]:
     return plugs
 
 
+def offers(world: World) -> set[str]:
+    """What acting strategies may need of a world: `world` itself, and `modes`, if what an answer begins with says
+    whether a trace follows."""
+    return {"world", "modes"} if "modes" in world.problem("train", 0).meta else {"world"}
+
+
 def group_rl(s: Setting, config: GroupRL) -> None:
     """Runs it."""
-    plugs = compose(config, s.law.raw)
+    plugs = compose(config, s.law.raw, offers(s.world))
     if s.ahead is not None and "logp_old" not in plugs["objective"].needs:
         raise UserError(
             f"objective {config.objective!r} takes no ratio to the policy that acted, so it cannot learn from one that "

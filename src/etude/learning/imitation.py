@@ -48,12 +48,12 @@ class Imitation:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.noise <= 1:
             raise UserError(f"noise is a share from 0 to 1, not {self.noise}")
-        if self.faults and not self.noise > 0:
-            raise UserError("faults name what goes wrong in a share of the demonstrations: give noise above 0")
 
 
 def imitate(s: Setting, config: Imitation, objective: Objective) -> None:
     """One `fit` over the demonstrations, in epochs."""
+    if config.faults and not config.noise > 0:
+        raise UserError("faults name what goes wrong in a share of the demonstrations: give noise above 0")
     where = (config.data, config.columns, config.demonstrations, config.style)
     source = examples(demonstrations(s, *where, config.noise, config.faults), config.batch, s.run)
     if config.audit:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from etude.curation.examples import Examples, pack_groups
+from etude.curation.examples import Examples, Visited, pack_groups
 from etude.experience.batch import Batch, By, normalise
 from etude.experience.errors import UserError
 from etude.experience.keys import Keys
@@ -64,8 +65,8 @@ def fit(
         watch(Clock(steps, steps, run.stage_name))
 
 
-def examples(data: Examples, size: int, run: Run) -> Source:
-    """The source that draws `size` units a step from fixed data, in epochs."""
+def examples(data: Examples | Visited[Any], size: int, run: Run) -> Source:
+    """The source that draws `size` units a step from data, in epochs."""
     epochs = run.keys.at(run.stage_name, "examples")
     return lambda clock, keys: data.draw(clock.step, size, epochs)
 

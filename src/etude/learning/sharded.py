@@ -51,7 +51,7 @@ class Sharded:
 
         self.ranks = ranks
         self.tokenizer, self.limit, self.token_bytes = policy.tokenizer, policy.limit, policy.token_bytes
-        self.device = policy.device
+        self.device, self.causal = policy.device, policy.causal
         self._plain = deepcopy(policy).requires_grad_(False)  # without weights, but while it is asked for
         self._gathered = True
         self._forget()

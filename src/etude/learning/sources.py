@@ -20,10 +20,12 @@ ORACLE = "oracle:"  # what the name of a source begins with that is a style of t
 Texts = Sequence[str | None]  # an answer to each problem; None: there is no finished one
 
 
-def answers(s: Setting, source: str, role: str, asked: Sequence[Problem], columns: Sequence[str] = ()) -> Texts:
+def answers(
+    s: Setting, source: str, role: str, asked: Sequence[Problem], columns: Sequence[str] = (), charged: bool = True
+) -> Texts:
     """What `source` answers to each problem: oracle:STYLE, a .jsonl or .parquet file of completions (with `columns`,
-    ours=theirs), or a policy's name or folder, which is sampled by the law and limits of learning and charged to the
-    run. The `role` names its random streams: one source in two roles answers twice, independently.
+    ours=theirs), or a policy's name or folder, which is sampled by the law and limits of learning and, but for a probe,
+    `charged` to the run. The `role` names its random streams: one source in two roles answers twice, independently.
 
     Raises UserError for a source that is not there.
     """
@@ -36,7 +38,7 @@ def answers(s: Setting, source: str, role: str, asked: Sequence[Problem], column
         found = {as_text(e.prompt): e.completion for e in load_examples(source, "completion", named(columns, "column"))}
         return [found.get(as_text(p.prompt)) for p in asked]
     policy = load_policy(source, s.run.keys.at("init"), device=s.common.device)
-    roles = {"actor": PolicyAgent(policy, role, s.law, s.limits, s.run.meter)}
+    roles = {"actor": PolicyAgent(policy, role, s.law, s.limits, s.run.meter if charged else None)}
     groups = sample(roles, asked, 1, s.score, Clock(0, 1), s.run.keys.at("answer", role))
     return [m.text if m.calls[-1].stop == "stop" else None for group in groups for m in group.members]
 

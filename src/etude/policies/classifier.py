@@ -118,6 +118,7 @@ class Classifier(nn.Module):
             )
         self.sizes = {"features": features, "classes": classes, "depth": depth, "width": width}
         self.tokenizer = PointTokenizer(features, classes)
+        self.causal = True
         self.limit = features + 1  # a point and its class
         self.token_bytes = 4 * (features + depth * width + classes)
         sizes = [features, *[width] * depth]

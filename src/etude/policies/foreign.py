@@ -43,6 +43,7 @@ class ForeignLM(nn.Module):
         self.model: Any = model
         self.tokenizer = tokenizer
         config: Any = self.model.config
+        self.causal = True
         self.limit = int(getattr(config, "max_position_embeddings", None) or LONGEST)
         # A layer with an MLP four times its width keeps some thirty vectors of a token.
         self.token_bytes = 4 * 30 * int(config.num_hidden_layers) * int(config.hidden_size)

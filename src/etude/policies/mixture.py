@@ -39,6 +39,7 @@ class Mixture:
             raise UserError("the policies of a mixture must share one vocabulary")
         self.policies = list(policies)
         self.tokenizer = policies[0].tokenizer
+        self.causal = True
         self.limit = min(p.limit for p in policies)
         self.token_bytes = sum(p.token_bytes for p in policies)
 

@@ -53,6 +53,7 @@ class TablePolicy(nn.Module):
             raise UserError(f"a table's actions are the first 0 to 10 digits, not {actions}")
         self.tokenizer = tokenizer
         self.order = order
+        self.causal = True
         self.limit = limit
         self.token_bytes = 8 * tokenizer.size
         self.logits = nn.Parameter(torch.zeros(rows, tokenizer.size, dtype=dtype))

@@ -24,7 +24,7 @@ RESPONSES = ("00", "01", "02", "10", "11", "12")
 GOOD = 3  # how many of them are in the cycle
 DOMINATED = (0.0, -0.5, -1.0)  # qualities of the others
 TOP, TRANSITIVE = (2.0, 2.0, 2.0), (4.0, 3.0, 2.0)  # of the good ones, in a cycle or ranked
-HABIT = 1.0  # evenness of the habits (Dirichlet)
+HABIT = 2.0  # evenness of the habits (Dirichlet)
 NONE = -2.0  # quality of whatever is no response
 EDGE = 0.9  # how often a response beats its successor in the cycle
 
@@ -96,11 +96,6 @@ class ChoiceWorld:
 @lru_cache(maxsize=4096)
 def _kinds(seed: int, context: int) -> NDArray[np.int64]:
     return Keys(seed).at("choice", context).numpy().permutation(len(RESPONSES))
-
-
-def transitive_choice(contexts: int = 20, seed: int = 0) -> ChoiceWorld:
-    """The same world with a best response to everything: its control."""
-    return ChoiceWorld(contexts, cycle=False, seed=seed)
 
 
 @dataclass(frozen=True)

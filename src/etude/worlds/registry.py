@@ -16,7 +16,6 @@ from etude.worlds.tasks import TASKS
 WORLDS = {
     "chain": "etude.worlds.chain:ChainWorld",
     "choice": "etude.worlds.choice:ChoiceWorld",
-    "choice-transitive": "etude.worlds.choice:transitive_choice",
     "data": "etude.worlds.data:DataWorld",
     "grid_maze": "etude.worlds.maze:MazeWorld",
     "lock": "etude.worlds.lock:LockWorld",

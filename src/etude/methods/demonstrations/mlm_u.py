@@ -33,7 +33,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
-from etude.acting.fill import Fill
+from etude.acting.fill import Fill, hidden_token
 from etude.experience.batch import By
 from etude.experience.claims import Arm, Claim, Endpoint, Metric
 from etude.experience.errors import UserError
@@ -75,7 +75,7 @@ def train(s: Setting, config: MLMU) -> None:
             "mlm-u needs a transformer that can be made to look both ways, in this process: tiny, small, or a Llama, "
             "Qwen2 or Qwen3 checkpoint"
         )
-    s.policy.look_both_ways()
+    hidden_token(s.policy.look_both_ways(), "mlm-u")  # raises where there is none
     s.act = config.fill
     row = partial(canvas, length=s.common.max_tokens, filler=False)
     data = demonstrations(s, config.data, config.columns, config.demonstrations, config.style, row=row)

@@ -55,9 +55,8 @@ from etude.objectives.terms import counted, weighted
 @register(
     "objective",
     "otr",
-    refuses={"logp_old", "advantage"},
-    why="it draws tokens of its own at every position of a demonstration, and would take wrong answers for "
-    "demonstrations too: use `etude train otr`",
+    needs={"demonstrations"},
+    why="it would take wrong answers for some: use `etude train otr`",
 )
 @dataclass(frozen=True)
 class OneTokenRollout:
