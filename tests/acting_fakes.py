@@ -38,6 +38,7 @@ class Fake:
     """Logits are a row of a random table, picked by a polynomial hash of all tokens so far."""
 
     device = torch.device("cpu")
+    causal = True
 
     def __init__(self, tokenizer=None, limit=64, seed=0, stop_bias=0.0, scale=1.5):
         self.tokenizer = tokenizer or Letters()
