@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from etude.acting.agent import PolicyAgent
 from etude.acting.hints import Ladder
@@ -33,6 +32,7 @@ from etude.objectives.clipped_pg import ClippedPG
 from etude.policies.zoo import save_policy
 from etude.worlds.chain import hint
 from etude.worlds.registry import load_world
+from runs import Cut, Cutter, same, weights
 from small import small_lm
 
 G = 8
@@ -242,14 +242,6 @@ def run(method, out, **options):
     return train(method, out=out, **{**shared, **options})
 
 
-def weights(run):
-    return load_file(Path(run.folder) / "policy" / "model.safetensors")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
-
-
 def metrics(run):
     with Store(run.folder, read_only=True) as store:
         return {n: (m.step.tolist(), m.value.tolist()) for n, m in store.metrics().items()}
@@ -321,20 +313,6 @@ def test_hints_from_a_column_of_the_data(tmp_path, start):
     assert max(said["group/leaks"][1]) > 0  # the second class gives the answer away
     assert set(said.get("group/level", ([], [1.0]))[1]) == {1.0}
     assert max(said["group/unhinted"][1]) > 0  # the row that has none
-
-
-class Cut(Exception):
-    """Ends a run, as a kill would."""
-
-
-class Cutter:
-    def __init__(self, at):
-        self.left = at
-
-    def step(self, clock, metrics, run):
-        self.left -= 1
-        if self.left == 0:
-            raise Cut
 
 
 def test_a_cut_run_that_waits_for_failures_to_level_off_ends_as_if_it_had_not_been(tmp_path, start):
