@@ -17,11 +17,11 @@ from etude.worlds.working import (
     Demonstration,
     Piece,
     Solution,
+    ladder,
     lay_out,
     parse,
     repeated,
     squeeze,
-    without_answer,
 )
 
 LEAD = "next = "  # what a step opens with in natural notation
@@ -81,12 +81,8 @@ class SortOracle:
 
     def hints(self, problem: Problem) -> tuple[tuple[str, ...], ...]:
         """How to go about it (natural notation only), then the first number, the first two, ..."""
-        steps, answer = self.solve(problem)
-        joiner = ";" if self.notation == "compact" else "; "
-        tiers = [(joiner.join(steps[: j + 1]),) for j in range(len(steps) - 1)]
-        if self.notation == "natural":
-            tiers.insert(0, ("Write down which of the numbers left comes first, then take it away.",))
-        return without_answer(tiers, answer)
+        plan = "Write down which of the numbers left comes first, then take it away."
+        return ladder(self.solve(problem), plan, self.notation)
 
     def demonstrate(self, problem: Problem, style: str, keys: Keys) -> str:
         """A right completion."""

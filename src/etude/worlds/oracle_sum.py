@@ -15,11 +15,11 @@ from etude.worlds.working import (
     Demonstration,
     Piece,
     Solution,
+    ladder,
     lay_out,
     parse,
     repeated,
     squeeze,
-    without_answer,
 )
 
 CHECK = "wait"  # what a check opens with
@@ -88,12 +88,8 @@ class SumOracle:
 
     def hints(self, problem: Problem) -> tuple[tuple[str, ...], ...]:
         """How to go about it (natural notation only), then the first total, the first two, ..."""
-        steps, answer = self.solve(problem)
-        joiner = self.sep if self.notation == "compact" else "; "
-        tiers = [(joiner.join(steps[: j + 1]),) for j in range(len(steps) - 1)]
-        if self.notation == "natural":
-            tiers.insert(0, ("Go from left to right and write down the total after every number.",))
-        return without_answer(tiers, answer)
+        plan = "Go from left to right and write down the total after every number."
+        return ladder(self.solve(problem), plan, self.notation, self.sep)
 
     def demonstrate(self, problem: Problem, style: str, keys: Keys) -> str:
         """A completion; right in every style but "bridged"."""

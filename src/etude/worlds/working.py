@@ -110,6 +110,15 @@ def repeated(steps: Sequence[Piece], keys: Keys) -> list[Piece]:
     return [piece for piece, n in zip(steps, again, strict=True) for _ in range(n)]
 
 
+def ladder(solution: Solution, plan: str, notation: str, sep: str = ";") -> tuple[tuple[str, ...], ...]:
+    """Tiers of hints: the plan in words (natural notation only), then the first step, the first two, ... but not the
+    last, less whatever shows the answer."""
+    steps, answer = solution
+    joiner = sep if notation == "compact" else "; "
+    begun = [(joiner.join(steps[:j]),) for j in range(1, len(steps))]
+    return without_answer([(plan,), *begun] if notation == "natural" else begun, answer)
+
+
 def without_answer(tiers: Sequence[Sequence[str]], answer: str) -> tuple[tuple[str, ...], ...]:
     """The tiers of hints, less every hint in which the answer can be read."""
     kept = (tuple(h for h in tier if not shows(h, answer)) for tier in tiers)
