@@ -39,7 +39,7 @@ def test_every_unit_comes_once_an_epoch_with_its_rows_together(alone, linked, si
     if at + alone == 0:
         return
     data = Examples([row(i) for i in range(at + alone)], links)
-    units = data.units()
+    units = data.units
     assert sorted(r for unit in units for r in unit) == list(range(at + alone))
     drawn = []
     for step in range(3 * len(units)):  # so many steps of `size` are 3 x size epochs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -63,6 +64,7 @@ class Examples:
         if not self.rows:
             raise UserError("there is nothing to train on: 0 examples")
 
+    @cached_property
     def units(self) -> list[tuple[int, ...]]:
         """What is drawn as one: the rows of each link, and every row that stands alone."""
         linked = {r for link in self.links for r in link.rows}
@@ -70,16 +72,14 @@ class Examples:
 
     def draw(self, step: int, size: int, keys: Keys) -> Batch:
         """The batch of `size` units of a step, in epochs; see `visits`."""
-        units = self.units()
-        links = {link.rows: link for link in self.links}
-        picked = [units[i] for i, _ in visits(len(units), step, size, keys)]
         rows: list[Row] = []
         drawn: list[Link] = []
-        for unit in picked:
+        for i, _ in visits(len(self.units), step, size, keys):
+            unit = self.units[i]
             at = tuple(range(len(rows), len(rows) + len(unit)))
             rows += [self.rows[r] for r in unit]
-            if unit in links:
-                drawn.append(replace(links[unit], rows=at))
+            if i < len(self.links):  # the links are the first of the units
+                drawn.append(replace(self.links[i], rows=at))
         return pack(rows, drawn)
 
     def state_dict(self) -> dict[str, Any]:
