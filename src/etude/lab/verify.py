@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,7 +41,11 @@ class Result:
     endpoints: tuple[Judged, ...]
     verdict: Verdict
     code: Mapping[str, str]  # digest of the code of each method
-    minutes: float
+
+    @property
+    def minutes(self) -> float:
+        """Spent in the runs that are judged, tuning and base models aside; the same when nothing is run again."""
+        return sum(r.cost.get("seconds", 0.0) for a in self.arms for r in a.readings) / 60
 
 
 @dataclass
@@ -57,7 +60,6 @@ class Bench:
 
     def run(self, slug: str, seeds: Sequence[int]) -> Result:
         """Everything. Raises UserError where an arm cannot be run."""
-        began = time.monotonic()
         tuning = self.tune()
         arms = [a for a in self.claim.arms if a.role != "stage"]
         jobs = {a.name: [self.job(a, s) for s in seeds] for a in arms}
@@ -66,8 +68,7 @@ class Bench:
         readings = {r.arm.name: r.readings for r in results}
         judged = tuple(judge(e, readings, self.claim.metrics) for e in self.claim.endpoints)
         code = {job.method: job.code for of in jobs.values() for job in of}
-        minutes = (time.monotonic() - began) / 60
-        return Result(slug, self.claim, tuple(seeds), results, judged, verdict(judged, len(seeds)), code, minutes)
+        return Result(slug, self.claim, tuple(seeds), results, judged, verdict(judged, len(seeds)), code)
 
     def job(self, arm: Arm, seed: int, lr: float | None = None) -> Job:
         """The run of an arm at a seed, at its chosen learning rate or at `lr`."""
