@@ -22,3 +22,14 @@ def pytest_collection_modifyitems(items):
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     """Nothing a test writes by a relative path lands in the checkout."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """A policy that says digits, so that it is right about one time in ten."""
+    from etude.policies.zoo import save_policy
+    from small import small_lm
+
+    folder = tmp_path_factory.mktemp("start") / "policy"
+    save_policy(small_lm(), folder)
+    return str(folder)

@@ -13,9 +13,8 @@ from etude.experience.store import Store
 from etude.methods.api import resume, train
 from etude.policies.adapters import adapted
 from etude.policies.lm import LM
-from etude.policies.zoo import load_policy, save_policy
+from etude.policies.zoo import load_policy
 from runs import Cut, Cutter, logged, same, weights
-from small import small_lm
 
 STEPS = {"steps": 3}
 SMALL = {**STEPS, "problems": 4, "members": 8}
@@ -33,14 +32,6 @@ CHAIN = {
     "world": "chain_sum",
     "world_options": ("min_terms=2", "max_terms=2", "min_digits=1", "max_digits=1"),
 }
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """A policy that says digits, so that it is right about one time in ten."""
-    folder = tmp_path_factory.mktemp("start") / "policy"
-    save_policy(small_lm(), folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

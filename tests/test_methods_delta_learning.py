@@ -178,13 +178,6 @@ def written(file, rows):
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("start") / "policy"
-    save_policy(small_lm(), folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
 def author(tmp_path_factory):
     """The folder of a policy that mostly answers one of ten digits, and ends there."""
     policy = small_lm()

@@ -31,7 +31,6 @@ from etude.policies.mixture import Mixture
 from etude.policies.zoo import load_policy, save_policy
 from etude.worlds.choice import ChoiceWorld
 from runs import Cut, Cutter, logged, same, weights
-from small import small_lm
 
 P = np.array([[0.5, 0.9, 0.1], [0.1, 0.5, 0.9], [0.9, 0.1, 0.5]])
 PI = np.array([0.6, 0.3, 0.1])
@@ -212,14 +211,6 @@ def test_what_cannot_be_is_refused(options, said):
 
 
 # --- whole runs ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """A policy that says digits, so that it is right about one time in ten."""
-    folder = tmp_path_factory.mktemp("start") / "policy"
-    save_policy(small_lm(), folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

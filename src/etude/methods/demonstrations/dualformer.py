@@ -39,6 +39,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from etude.acting.modes import Moded
 from etude.curation.examples import Visited
@@ -139,7 +140,8 @@ def train(s: Setting, config: Dualformer) -> None:
 
     def source(clock: Clock, keys: Keys) -> Batch:
         batch = draw(clock, keys)
-        means = {name: float(batch.row[name].mean()) for name in ("level", "kept", "bare")}  # type: ignore[union-attr]
+        drawn = {name: batch.row[name] for name in ("level", "kept", "bare")}
+        means = {name: float(column.mean()) for name, column in drawn.items() if isinstance(column, Tensor)}
         s.run.log({**means, **({"skipped": float(skipped)} if clock.step == 0 else {})})
         return batch
 
