@@ -12,7 +12,7 @@ from etude.experience.errors import unknown
 from etude.experience.keys import Keys
 from etude.experience.types import Problem
 from etude.worlds.countdown import OPERATORS, Op, Tree, evaluate, express, result, search
-from etude.worlds.working import MISSING, Demonstration, Piece, Solution, lay_out, parse, repeated, squeeze
+from etude.worlds.working import MISSING, Demonstration, Piece, Solution, lay_out, parse, squeeze, stated
 
 Pool = tuple[tuple[int, Tree], ...]  # the numbers at hand and how they were made
 
@@ -113,11 +113,7 @@ class CountdownOracle:
         steps, answer = solution
         n = len(steps)
         attempts = re.fullmatch(r"search(?:-(\d+))?", style)
-        if style not in self.styles and attempts is None:
-            raise unknown("style", style, self.styles)
-        pieces: list[Piece] = [] if style == "direct" else [(step, i) for i, step in enumerate(steps)]
-        if style == "verbose":
-            pieces = repeated(pieces, keys)
+        pieces = stated(steps, "plain" if attempts else style, self.styles, keys)
         if attempts:
             pieces = [*self._dead_ends(problem, attempts[1], keys), *pieces]
         return lay_out([*pieces, (answer, n)], n, self.notation)

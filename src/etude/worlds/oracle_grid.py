@@ -10,7 +10,7 @@ from functools import lru_cache
 from etude.experience.errors import unknown
 from etude.experience.keys import Keys
 from etude.experience.types import Problem
-from etude.worlds.working import MISSING, Demonstration, Piece, Solution, lay_out, parse, repeated
+from etude.worlds.working import MISSING, Demonstration, Solution, lay_out, parse, stated
 
 SIZE, BOX = 4, 2
 DIGITS = range(1, SIZE + 1)
@@ -102,12 +102,8 @@ class MiniSudokuOracle:
 
     def write(self, problem: Problem, solution: Solution, style: str, keys: Keys) -> Demonstration:
         """Raises UserError for a style that is not one of `styles`."""
-        if style not in self.styles:
-            raise unknown("style", style, self.styles)
         steps, answer = solution
-        pieces: list[Piece] = [] if style == "direct" else [(step, i) for i, step in enumerate(steps)]
-        if style == "verbose":
-            pieces = repeated(pieces, keys)
+        pieces = stated(steps, style, self.styles, keys)
         return lay_out([*pieces, (answer, len(steps))], len(steps), self.notation)
 
     def _after(self, problem: Problem, steps: Sequence[str]) -> Grid | None:

@@ -11,7 +11,7 @@ from etude.experience.types import Problem
 from etude.worlds.maze import maze_of
 from etude.worlds.maze_text import MazeText
 from etude.worlds.search import AStar, is_way
-from etude.worlds.working import MISSING, Demonstration, Piece, Solution, lay_out
+from etude.worlds.working import MISSING, Demonstration, Solution, lay_out, stated
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,8 @@ class MazeOracle:
 
     def write(self, problem: Problem, solution: Solution, style: str, keys: Keys) -> Demonstration:
         """Raises UserError for a style that is not one of `styles`."""
-        if style not in self.styles:
-            raise unknown("style", style, self.styles)
         steps, answer = solution
-        pieces: list[Piece] = [] if style == "direct" else [(step, i) for i, step in enumerate(steps)]
+        pieces = stated(steps, style, self.styles, keys)
         return lay_out([*pieces, (answer, len(steps))], len(steps), "compact", self.text.joiner)
 
     def _replay(self, problem: Problem, steps: Sequence[str]) -> AStar[int] | None:

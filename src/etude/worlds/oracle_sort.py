@@ -15,13 +15,12 @@ from etude.worlds.compact import short
 from etude.worlds.working import (
     MISSING,
     Demonstration,
-    Piece,
     Solution,
     ladder,
     lay_out,
     parse,
-    repeated,
     squeeze,
+    stated,
 )
 
 LEAD = "next = "  # what a step opens with in natural notation
@@ -113,12 +112,8 @@ class SortOracle:
 
     def write(self, problem: Problem, solution: Solution, style: str, keys: Keys) -> Demonstration:
         """Raises UserError for a style that is not one of `styles`."""
-        if style not in self.styles:
-            raise unknown("style", style, self.styles)
         steps, answer = solution
-        pieces: list[Piece] = [] if style == "direct" else [(step, i) for i, step in enumerate(steps)]
-        if style == "verbose":
-            pieces = repeated(pieces, keys)
+        pieces = stated(steps, style, self.styles, keys)
         return lay_out([*pieces, (answer, len(steps))], len(steps), self.notation)
 
     def _numbers(self, problem: Problem) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from etude.experience.errors import unknown
 from etude.experience.keys import Keys
 from etude.experience.parse import shows
 from etude.experience.protocols import Oracle
@@ -102,6 +103,15 @@ def parse(text: str, notation: str) -> Solution:
     head, tag, tail = text.rpartition("<answer>")
     steps = tuple(line.strip() for line in (head if tag else text).splitlines() if "=" in line)
     return steps, tail.partition("</answer>")[0].strip() if tag else ""
+
+
+def stated(steps: Sequence[str], style: str, styles: Sequence[str], keys: Keys) -> list[Piece]:
+    """The steps as pieces in one of `styles`: none in "direct", each several times over in "verbose" (see `repeated`),
+    else each once. Raises UserError for another style."""
+    if style not in styles:
+        raise unknown("style", style, styles)
+    pieces: list[Piece] = [] if style == "direct" else [(step, i) for i, step in enumerate(steps)]
+    return repeated(pieces, keys) if style == "verbose" else pieces
 
 
 def repeated(steps: Sequence[Piece], keys: Keys) -> list[Piece]:
